@@ -1,0 +1,202 @@
+//! The command line as it is typed. What the texts mean is decided in `config`, which knows the file too.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Battery packs with JBD smart BMS boards, cell by cell, in Home Assistant by MQTT.
+#[derive(Parser)]
+#[command(version, max_term_width = 100)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Option<Command>,
+
+    /// Poll every pack once, print one line of JSON for each, and exit: 0 all answered, 1 not
+    #[arg(short = '1', long, global = true)]
+    pub once: bool,
+
+    #[command(flatten)]
+    pub options: Options,
+}
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// Poll every pack and publish, until SIGINT or SIGTERM (the default)
+    Run,
+    /// Validate the configuration and print what would be polled and published
+    Check,
+    /// Try every serial port and print which one answers as a BMS
+    Scan(ScanArgs),
+    /// Decode frames given as hex, in arguments or on standard input
+    Decode(DecodeArgs),
+    /// Serve a virtual BMS on a pseudo-terminal or a TCP port
+    Simulate(SimulateArgs),
+    /// Show the whole thing with no hardware and no broker
+    Demo(DemoArgs),
+}
+
+/// Options of every command. Those about packs and broker win over environment and file.
+#[derive(Args, Default)]
+pub struct Options {
+    /// Configuration file [default: $BMS2MQTT_CONFIG, ./config.yaml, /etc/bms2mqtt/config.yaml, ./bms.conf,
+    /// /etc/BMS/bms.conf]
+    #[arg(short, long, value_name = "FILE", global = true)]
+    pub config: Option<PathBuf>,
+
+    /// One pack on this port, without a configuration file
+    #[arg(short, long, global = true)]
+    pub port: Option<String>,
+
+    /// Show the configuration, every request and answer in hex, and each checksum's verdict
+    #[arg(short, long, global = true)]
+    pub debug: bool,
+
+    /// How the log is written to standard error
+    #[arg(long, value_name = "FORMAT", default_value = "text", global = true)]
+    pub log_format: LogFormat,
+
+    /// Where energy totals are kept [environment: BMS2MQTT_STATE_DIR]
+    #[arg(long, value_name = "DIRECTORY", global = true)]
+    pub state_dir: Option<String>,
+
+    #[command(flatten)]
+    pub pack: PackOptions,
+
+    #[command(flatten)]
+    pub mqtt: MqttOptions,
+}
+
+#[derive(Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    #[default]
+    Text,
+    Json,
+}
+
+#[derive(Args, Default)]
+#[command(next_help_heading = "A single pack [environment: BMS2MQTT_PORT, BMS2MQTT_ID, …]")]
+pub struct PackOptions {
+    /// Stands in topics and unique ids
+    #[arg(long, global = true)]
+    pub id: Option<String>,
+
+    /// Shown to people
+    #[arg(long, global = true)]
+    pub name: Option<String>,
+
+    /// Baud rate of a serial port
+    #[arg(long, global = true)]
+    pub baud: Option<String>,
+
+    /// Time between polls, such as 5s
+    #[arg(long, global = true)]
+    pub interval: Option<String>,
+}
+
+#[derive(Args, Default)]
+#[command(next_help_heading = "Broker [environment: BMS2MQTT_MQTT_URL, BMS2MQTT_MQTT_USERNAME, …]")]
+pub struct MqttOptions {
+    /// mqtt://HOST[:PORT], or mqtts:// for TLS
+    #[arg(long = "mqtt-url", value_name = "URL", global = true)]
+    pub url: Option<String>,
+
+    #[arg(long = "mqtt-username", value_name = "NAME", global = true)]
+    pub username: Option<String>,
+
+    /// Other users of this machine can see it here: prefer a password file
+    #[arg(long = "mqtt-password", value_name = "PASSWORD", global = true)]
+    pub password: Option<String>,
+
+    #[arg(long = "mqtt-password-file", value_name = "FILE", global = true)]
+    pub password_file: Option<String>,
+
+    /// Certificate authority of the broker, PEM
+    #[arg(long = "mqtt-ca-file", value_name = "FILE", global = true)]
+    pub ca_file: Option<String>,
+
+    /// Client certificate, PEM
+    #[arg(long = "mqtt-cert-file", value_name = "FILE", global = true)]
+    pub cert_file: Option<String>,
+
+    /// Client key, PEM
+    #[arg(long = "mqtt-key-file", value_name = "FILE", global = true)]
+    pub key_file: Option<String>,
+
+    /// First part of the topics of values
+    #[arg(long = "mqtt-base-topic", value_name = "TOPIC", global = true)]
+    pub base_topic: Option<String>,
+
+    #[arg(long = "mqtt-client-id", value_name = "ID", global = true)]
+    pub client_id: Option<String>,
+
+    #[arg(long = "mqtt-keep-alive", value_name = "TIME", global = true)]
+    pub keep_alive: Option<String>,
+}
+
+#[derive(Args)]
+pub struct ScanArgs {
+    /// Only these ports, which may be tcp://HOST:PORT
+    pub ports: Vec<String>,
+}
+
+#[derive(Args)]
+pub struct DecodeArgs {
+    /// Frames, such as DD0400080F450F3D0F370F3DFEC677; spaces and line ends are ignored
+    pub hex: Vec<String>,
+
+    /// One line of JSON for each frame
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args)]
+pub struct SimulateArgs {
+    /// Make a pseudo-terminal and a symbolic link to it at this path
+    #[arg(long, value_name = "PATH", conflicts_with = "listen")]
+    pub link: Option<PathBuf>,
+
+    /// Listen on this TCP address instead, such as 127.0.0.1:2000
+    #[arg(long, value_name = "ADDR")]
+    pub listen: Option<SocketAddr>,
+
+    /// Cells of a living pack
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=32))]
+    pub cells: Option<u8>,
+
+    /// Captured frames (hex text, or JSON/YAML with `response_hex`), or a living pack's settings
+    #[arg(long, value_name = "FILE")]
+    pub profile: Option<PathBuf>,
+
+    /// How many times faster than real time a living pack lives
+    #[arg(long)]
+    pub speed: Option<f64>,
+
+    /// Another seed, another pack
+    #[arg(long)]
+    pub seed: Option<u64>,
+
+    /// Answer at once instead of at the pace of the wire
+    #[arg(long)]
+    pub unpaced: bool,
+}
+
+#[derive(Args)]
+pub struct DemoArgs {
+    /// Cells of the simulated pack
+    #[arg(long, value_name = "N", default_value = "16", value_parser = clap::value_parser!(u8).range(1..=32))]
+    pub cells: u8,
+
+    /// How many times faster than real time the pack lives
+    #[arg(long, default_value = "120")]
+    pub speed: f64,
+
+    /// Address of the small broker [default: 127.0.0.1:1883, or a free port where that is taken]
+    #[arg(long, value_name = "ADDR")]
+    pub listen: Option<SocketAddr>,
+
+    /// End after this time, such as 10s
+    #[arg(long = "for", value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub duration: Option<Duration>,
+}

@@ -1,0 +1,68 @@
+//! `check`: validates the configuration, and prints what would be polled and published.
+
+use std::fmt::Write as _;
+use std::io::{self, Write as _};
+
+use super::Failure;
+use crate::config::{Config, Pack};
+use crate::home_assistant::catalogue::CATALOGUE;
+use crate::link::Address;
+use crate::mqtt::session::Broker;
+
+pub fn run(config: &Config) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    match &config.file {
+        Some(file) => writeln!(out, "{}: good", file.display())?,
+        None => writeln!(out, "flags and environment: good")?,
+    }
+    out.write_all(describe(config).as_bytes())?;
+    if !config.console {
+        let keys: Vec<&str> = CATALOGUE.iter().map(|entity| entity.key).collect();
+        writeln!(out, "keys, as far as the board has them: {}", keys.join(", "))?;
+    }
+    Ok(())
+}
+
+/// What is configured, a line for each thing. Never a password.
+pub fn describe(config: &Config) -> String {
+    let Config { broker, names, packs, state_dir, console, .. } = config;
+    let mut text = String::new();
+    // Writing to a String cannot fail.
+    let mut line = |what: std::fmt::Arguments<'_>| {
+        let _ = writeln!(text, "{what}");
+    };
+    if *console {
+        line(format_args!("one-line JSON on standard output, no broker"));
+    } else {
+        line(format_args!("broker {broker}{}", login(broker)));
+        if names.discovery {
+            let prefix = &names.discovery_prefix;
+            line(format_args!("discovery under {prefix}/, again when {} says online", broker.birth_topic));
+        } else {
+            line(format_args!("no discovery"));
+        }
+        line(format_args!("energy totals in {}", state_dir.display()));
+    }
+    for Pack { name, address, interval, json_topic } in packs {
+        let every = humantime::format_duration(*interval);
+        let baud = match address {
+            Address::Serial { baud, .. } => format!(" at {baud} baud"),
+            Address::Tcp { .. } => String::new(),
+        };
+        line(format_args!("pack {} \"{}\": {address}{baud}, every {every}", name.id, name.name));
+        if !*console {
+            line(format_args!("  values at {}/{}/<key>", names.base_topic, name.id));
+            if let Some(topic) = json_topic {
+                line(format_args!("  one-line JSON at {topic}"));
+            }
+        }
+    }
+    text
+}
+
+fn login(broker: &Broker) -> String {
+    match &broker.login {
+        Some(login) => format!(" as user {} with {:?}", login.username, login.password),
+        None => String::new(),
+    }
+}

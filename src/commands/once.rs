@@ -1,0 +1,67 @@
+//! `--once`: one poll of every pack, one line of JSON each, in the order of the configuration.
+
+use std::io::{self, Write};
+
+use tracing::{debug, error};
+
+use super::Failure;
+use crate::config::{Config, Pack};
+use crate::jbd::board::{self, Board};
+use crate::json_line::json_line;
+use crate::link::{self, Link};
+use crate::pack::reading::Reading;
+
+pub async fn run(config: Config) -> Result<(), Failure> {
+    debug!("{}", super::check::describe(&config).trim_end().replace('\n', "; "));
+    // All at the same time: a silent pack does not hold up the others.
+    let mut polls = Vec::new();
+    for pack in config.packs {
+        polls.push(tokio::spawn(async move { Poll::new(&pack).reading().await }));
+    }
+    let mut all_answered = true;
+    for poll in polls {
+        let reading = poll.await.map_err(|error| Failure::Running(error.to_string()))?;
+        all_answered &= reading.as_ref().is_some_and(|reading| reading.totals.is_some());
+        print_line(reading.as_ref())?;
+    }
+    if all_answered { Ok(()) } else { Err(Failure::Silent) }
+}
+
+pub fn print_line(reading: Option<&Reading>) -> io::Result<()> {
+    writeln!(io::stdout(), "{}", json_line(reading))
+}
+
+/// Polls one pack outside the bridge; what goes wrong goes to the log.
+pub struct Poll<'a> {
+    pack: &'a Pack,
+    board: Option<Board<Link>>,
+}
+
+impl<'a> Poll<'a> {
+    pub fn new(pack: &'a Pack) -> Poll<'a> {
+        Poll { pack, board: None }
+    }
+
+    pub async fn reading(&mut self) -> Option<Reading> {
+        let board = match self.board.as_mut() {
+            Some(board) => board,
+            None => match link::open(&self.pack.address).await {
+                Ok(link) => self.board.insert(Board::new(link)),
+                Err(error) => {
+                    error!(pack = self.pack.name.id, "{error}");
+                    return None;
+                }
+            },
+        };
+        match board.poll().await {
+            Ok(reading) => Some(reading),
+            Err(error) => {
+                error!(pack = self.pack.name.id, "{}: {error}", self.pack.address);
+                if matches!(error, board::Error::Line(_)) {
+                    self.board = None;
+                }
+                None
+            }
+        }
+    }
+}

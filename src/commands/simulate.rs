@@ -1,0 +1,78 @@
+//! `simulate`: serves a virtual BMS on a pseudo-terminal or a TCP port, and says where on standard output.
+
+use std::fs;
+use std::io::{self, Write};
+
+use tokio::net::TcpListener;
+use tracing::info;
+
+use super::{Failure, stop_signal};
+use crate::cli::{Options, SimulateArgs};
+use crate::config;
+use crate::jbd::simulator::{LivingPack, Pace, Pack, Profile, Settings, profile, serve, terminal};
+
+pub async fn run(args: &SimulateArgs, options: &Options) -> Result<(), Failure> {
+    let stop = stop_signal()?;
+    let baud = config::baud(options.pack.baud.as_deref())?;
+    let pace = if args.unpaced { Pace::Unpaced } else { Pace::Wire { baud } };
+    let mut pack = pack(args)?;
+    let serving = async {
+        match args.listen {
+            Some(address) => {
+                let listener = TcpListener::bind(address).await.map_err(|error| {
+                    Failure::Running(format!("cannot listen on {address}: {error}; choose another port"))
+                })?;
+                writeln!(io::stdout(), "tcp://{}", listener.local_addr()?)?;
+                serve_tcp(&listener, pack.as_mut(), pace).await
+            }
+            None => {
+                let (terminal, line) = terminal(args.link.as_deref())?;
+                writeln!(io::stdout(), "{}", terminal.path().display())?;
+                Ok(serve(line, pack.as_mut(), pace).await?)
+            }
+        }
+    };
+    tokio::select! {
+        outcome = serving => outcome,
+        () = stop => Ok(()),
+    }
+}
+
+/// As a serial server: one client at a time, and a new one takes the place of one that may have vanished.
+async fn serve_tcp(listener: &TcpListener, pack: &mut dyn Pack, pace: Pace) -> Result<(), Failure> {
+    let (mut socket, mut peer) = listener.accept().await?;
+    loop {
+        info!("serving {peer}");
+        socket.set_nodelay(true)?;
+        let next = tokio::select! {
+            // What becomes of one client is nothing to the next.
+            _ = serve(socket, pack, pace) => listener.accept().await,
+            next = listener.accept() => next,
+        };
+        (socket, peer) = next?;
+    }
+}
+
+fn pack(args: &SimulateArgs) -> Result<Box<dyn Pack>, Failure> {
+    let profile = match &args.profile {
+        None => Profile::Living(Settings::default()),
+        Some(path) => {
+            let failure = |error: String| Failure::Usage(format!("{}: {error}", path.display()));
+            let text = fs::read_to_string(path).map_err(|error| failure(error.to_string()))?;
+            profile(&text).map_err(failure)?
+        }
+    };
+    let mut settings = match profile {
+        Profile::Captured(_) if args.cells.is_some() || args.speed.is_some() || args.seed.is_some() => {
+            let message =
+                "captured frames have their own cells; --cells, --speed and --seed are for a living pack";
+            return Err(Failure::Usage(message.to_owned()));
+        }
+        Profile::Captured(pack) => return Ok(Box::new(pack)),
+        Profile::Living(settings) => settings,
+    };
+    settings.cells = args.cells.unwrap_or(settings.cells);
+    settings.speed = args.speed.unwrap_or(settings.speed);
+    settings.seed = args.seed.unwrap_or(settings.seed);
+    Ok(Box::new(LivingPack::new(settings).map_err(Failure::Usage)?))
+}

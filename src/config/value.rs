@@ -1,0 +1,212 @@
+//! The text of one setting → its value, or what is wrong with it and what would be right.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::link::Address;
+
+#[derive(Debug)]
+pub struct Problem {
+    pub wrong: String,
+    pub right: String,
+}
+
+impl Problem {
+    pub fn new(wrong: impl Into<String>, right: impl Into<String>) -> Problem {
+        Problem { wrong: wrong.into(), right: right.into() }
+    }
+}
+
+pub fn text(text: &str) -> Result<String, Problem> {
+    if text.is_empty() {
+        return Err(Problem::new("is empty", "write something, or leave the key out"));
+    }
+    if text.chars().any(char::is_control) {
+        return Err(Problem::new("has control characters", "write plain text in one line"));
+    }
+    Ok(text.to_owned())
+}
+
+pub fn path(given: &str) -> Result<PathBuf, Problem> {
+    text(given).map(PathBuf::from)
+}
+
+pub fn flag(text: &str) -> Result<bool, Problem> {
+    match text {
+        "true" => Ok(true),
+        "false" => Ok(false),
+        _ => Err(Problem::new(format!("\"{text}\" is neither true nor false"), "write true or false")),
+    }
+}
+
+/// A pack's id: it stands in topics, unique ids and file names.
+pub fn id(text: &str) -> Result<String, Problem> {
+    let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+    if text.is_empty() || text.len() > 64 || !text.chars().all(allowed) {
+        return Err(Problem::new(
+            format!("\"{text}\" is not an id"),
+            "use small letters, digits and _, such as house or van_2",
+        ));
+    }
+    Ok(text.to_owned())
+}
+
+/// A topic to publish to, or its beginning.
+pub fn topic(text: &str) -> Result<String, Problem> {
+    let wrong = if text.is_empty() {
+        "is empty".to_owned()
+    } else if text.contains(['+', '#']) {
+        format!("\"{text}\" has a wildcard")
+    } else if text.starts_with('/') || text.ends_with('/') || text.contains("//") {
+        format!("\"{text}\" has an empty level")
+    } else if text.starts_with('$') || text.chars().any(char::is_control) || text.len() > 200 {
+        format!("\"{text}\" is not for publishing")
+    } else {
+        return Ok(text.to_owned());
+    };
+    Err(Problem::new(wrong, "write a topic without +, # and outer slashes, such as bms2mqtt"))
+}
+
+pub fn baud(text: &str) -> Result<u32, Problem> {
+    let baud = text.parse().ok().filter(|baud| (300..=4_000_000).contains(baud));
+    baud.ok_or_else(|| Problem::new(format!("\"{text}\" is not a baud rate"), "JBD boards speak 9600"))
+}
+
+pub fn duration(text: &str, [least, most]: [Duration; 2]) -> Result<Duration, Problem> {
+    let example = "write a time such as 5s, 500ms or 1m";
+    if text.parse::<f64>().is_ok() {
+        return Err(Problem::new(format!("\"{text}\" has no unit"), example));
+    }
+    let duration = humantime::parse_duration(text)
+        .map_err(|error| Problem::new(format!("\"{text}\" is not a time ({error})"), example))?;
+    if !(least..=most).contains(&duration) {
+        let (least, most) = (humantime::format_duration(least), humantime::format_duration(most));
+        let right = format!("write a time from {least} to {most}");
+        return Err(Problem::new(format!("\"{text}\" is out of range"), right));
+    }
+    Ok(duration)
+}
+
+/// A serial port's path, or `tcp://host:port`.
+pub fn address(given: &str, baud: u32) -> Result<Address, Problem> {
+    let given = text(given)?;
+    match given.split_once("://") {
+        Some(("tcp", peer)) => match host_and_port(peer)? {
+            (host, Some(port)) => Ok(Address::Tcp { peer: format!("{host}:{port}") }),
+            (host, None) => {
+                let right = format!("give the port of the serial server, such as tcp://{host}:2000");
+                Err(Problem::new(format!("\"{given}\" has no port"), right))
+            }
+        },
+        Some((scheme, _)) => Err(Problem::new(
+            format!("{scheme}:// is not a way to a board"),
+            "write a serial port such as /dev/ttyUSB0, or tcp://host:port",
+        )),
+        None => Ok(Address::Serial { path: given, baud }),
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub struct BrokerUrl {
+    pub tls: bool,
+    pub host: String,
+    pub port: u16,
+}
+
+impl Default for BrokerUrl {
+    fn default() -> BrokerUrl {
+        BrokerUrl { tls: false, host: "localhost".to_owned(), port: 1883 }
+    }
+}
+
+/// `mqtt://host[:port]` or `mqtts://host[:port]`.
+pub fn broker_url(text: &str) -> Result<BrokerUrl, Problem> {
+    let example = "write mqtt://localhost:1883, or mqtts:// for TLS";
+    // Before anything else, so that no message repeats a password.
+    if text.contains('@') {
+        return Err(Problem::new("has a user in it", "give mqtt.username and mqtt.password instead"));
+    }
+    let Some((scheme, rest)) = text.split_once("://") else {
+        let right = format!("write mqtt://{}", if text.is_empty() { "localhost:1883" } else { text });
+        return Err(Problem::new(format!("\"{text}\" has no scheme"), right));
+    };
+    let tls = match scheme {
+        "mqtt" => false,
+        "mqtts" => true,
+        _ => return Err(Problem::new(format!("{scheme}:// is not MQTT over TCP"), example)),
+    };
+    let (host, port) = host_and_port(rest.strip_suffix('/').unwrap_or(rest))?;
+    Ok(BrokerUrl { tls, host, port: port.unwrap_or(if tls { 8883 } else { 1883 }) })
+}
+
+/// `host[:port]`, where the host is a name, an IPv4 address or an IPv6 address in brackets.
+fn host_and_port(text: &str) -> Result<(String, Option<u16>), Problem> {
+    let after_bracket = text.rfind(']').map_or(0, |bracket| bracket + 1);
+    let (host, port) = match text[after_bracket..].rfind(':') {
+        Some(colon) => (&text[..after_bracket + colon], Some(&text[after_bracket + colon + 1..])),
+        None => (text, None),
+    };
+    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    let bracketed = bare.len() != host.len();
+    if bare.is_empty() || bare.contains(['/', '?', ' ', '[', ']']) || (bare.contains(':') && !bracketed) {
+        let right = "write a name or an address, an IPv6 address in brackets";
+        return Err(Problem::new(format!("\"{host}\" is not a host"), right));
+    }
+    let port = port.map(|port| {
+        let number = port.parse::<u16>().ok().filter(|&port| port > 0);
+        number.ok_or_else(|| {
+            Problem::new(format!("\"{port}\" is not a port"), "write a number from 1 to 65535")
+        })
+    });
+    Ok((host.to_owned(), port.transpose()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls() {
+        for (text, tls, host, port) in [
+            ("mqtt://localhost", false, "localhost", 1883),
+            ("mqtt://10.0.0.2:1884/", false, "10.0.0.2", 1884),
+            ("mqtts://broker.lan", true, "broker.lan", 8883),
+            ("mqtt://[::1]:1883", false, "[::1]", 1883),
+            ("mqtt://[fe80::1]", false, "[fe80::1]", 1883),
+        ] {
+            let expected = BrokerUrl { tls, host: host.to_owned(), port };
+            assert_eq!(broker_url(text).unwrap(), expected, "{text}");
+        }
+        for text in
+            ["", "localhost", "http://x", "mqtt://", "mqtt://:1883", "mqtt://x:0", "mqtt://x:y", "mqtt://::1"]
+        {
+            assert!(broker_url(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_url_with_a_password_is_not_repeated() {
+        let problem = broker_url("mqtt://bms:secret@host").unwrap_err();
+        assert!(!format!("{problem:?}").contains("secret"));
+    }
+
+    #[test]
+    fn addresses() {
+        let tcp = |peer: &str| Address::Tcp { peer: peer.to_owned() };
+        assert_eq!(address("tcp://[::1]:2000", 9600).unwrap(), tcp("[::1]:2000"));
+        let serial = Address::Serial { path: "/dev/ttyUSB0".to_owned(), baud: 9600 };
+        assert_eq!(address("/dev/ttyUSB0", 9600).unwrap(), serial);
+        for text in ["", "tcp://host", "tcp://:2000", "udp://host:2000"] {
+            assert!(address(text, 9600).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_bare_number_is_not_a_time() {
+        let range = [Duration::from_millis(10), Duration::from_secs(60)];
+        assert_eq!(duration("1500ms", range).unwrap(), Duration::from_millis(1500));
+        for text in ["5", "0.5", "", "0s", "2m", "fast", "-5s"] {
+            assert!(duration(text, range).is_err(), "{text}");
+        }
+    }
+}

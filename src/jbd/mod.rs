@@ -1,0 +1,7 @@
+//! The protocol of JBD / Xiaoxiang / Overkill boards: strict question and answer on a serial line.
+
+pub mod board;
+pub mod frame;
+pub mod message;
+pub mod reading;
+pub mod simulator;

@@ -1,0 +1,38 @@
+//! Polls JBD / Xiaoxiang / Overkill "smart BMS" boards and shows every cell in Home Assistant by MQTT.
+//!
+//! Data flows one way, from the wire to the broker:
+//!
+//! ```text
+//! serial port ┐            ┌ jbd::frame ─ jbd::message ─ jbd::reading ┐
+//! TCP socket  ┴ link ─ jbd::board ── bytes in, answers matched to ────┴─ pack::reading
+//!                          questions                                         │
+//!                                                                         poller, meter
+//!                                                                            │ pack::state
+//! broker ─ mqtt::session ─ mqtt::topics ── wanted minus sent ── home_assistant ┘
+//! ```
+//!
+//! The modules in the order of the flow:
+//!
+//! * [`link`]: an address → an open byte stream
+//! * [`jbd`]: the protocol: frames, messages, asking a board, and a board that answers (the simulator)
+//! * [`pack`]: what a battery is, whatever its protocol: numbers, readings, protections, energy
+//! * [`poller`], [`meter`], [`state_file`]: one pack for life, and its energy on the disk
+//! * [`home_assistant`]: the catalogue of entities and their discovery configs
+//! * [`mqtt`]: what should stand at the broker, sessions with it, and a small broker of our own
+//! * [`bridge`]: starts pollers and publisher, and ends them in order
+//! * [`config`], [`cli`], [`commands`], [`logging`], [`json_line`]: what a person meets
+
+pub mod bridge;
+pub mod cli;
+pub mod commands;
+pub mod config;
+pub mod home_assistant;
+pub mod jbd;
+pub mod json_line;
+pub mod link;
+pub mod logging;
+pub mod meter;
+pub mod mqtt;
+pub mod pack;
+pub mod poller;
+pub mod state_file;

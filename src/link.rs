@@ -1,0 +1,130 @@
+//! An address → an open stream of bytes: a serial port or a TCP socket.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio_serial::{ErrorKind, SerialStream};
+
+/// Both ends of a link are the same to the board: bytes in, bytes out.
+pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
+
+pub type Link = Box<dyn Stream>;
+
+/// How long a TCP peer may take to accept.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Address {
+    Serial {
+        path: String,
+        baud: u32,
+    },
+    /// `host:port`, the host a name, an IPv4 address or an IPv6 address in brackets.
+    Tcp {
+        peer: String,
+    },
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Address::Serial { path, .. } => f.write_str(path),
+            Address::Tcp { peer } => write!(f, "tcp://{peer}"),
+        }
+    }
+}
+
+/// Why a link could not be opened: what happened, and what to do.
+#[derive(Debug)]
+pub struct OpenError {
+    address: Address,
+    reason: String,
+}
+
+impl fmt::Display for OpenError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "cannot open {}: {}", self.address, self.reason)
+    }
+}
+
+impl std::error::Error for OpenError {}
+
+/// Opens the address; a serial port with 8 data bits, no parity, 1 stop bit, locked against other programs.
+///
+/// # Errors
+/// When it cannot be opened now. Every cause can pass (an adapter is plugged in, a program ends), so
+/// trying again later by the same address is always right.
+pub async fn open(address: &Address) -> Result<Link, OpenError> {
+    let opened = match address {
+        Address::Serial { path, baud } => open_serial(path, *baud).map(|port| Box::new(port) as Link),
+        Address::Tcp { peer } => open_tcp(peer).await.map(|socket| Box::new(socket) as Link),
+    };
+    opened.map_err(|reason| OpenError { address: address.clone(), reason })
+}
+
+fn open_serial(path: &str, baud: u32) -> Result<SerialStream, String> {
+    SerialStream::open(&tokio_serial::new(path, baud)).map_err(|error| match error.kind() {
+        ErrorKind::Io(io::ErrorKind::NotFound) => {
+            "there is no such port; is the adapter plugged in? `bms2mqtt scan` lists the ports".to_owned()
+        }
+        ErrorKind::Io(io::ErrorKind::PermissionDenied) => {
+            "permission denied; add the user to the group that owns the port (often `dialout`)".to_owned()
+        }
+        // What serialport reports when its lock is taken, and for EBUSY.
+        ErrorKind::NoDevice => "another program uses this port; a port has one user".to_owned(),
+        _ if !is_terminal_device(Path::new(path)) => "this is not a serial port".to_owned(),
+        _ => format!("{}; is the adapter still there?", error.description),
+    })
+}
+
+/// Serial ports and pseudo-terminals are character devices; what else is opened by mistake is mostly a file.
+fn is_terminal_device(path: &Path) -> bool {
+    use std::os::unix::fs::FileTypeExt;
+    path.metadata().is_ok_and(|metadata| metadata.file_type().is_char_device())
+}
+
+async fn open_tcp(peer: &str) -> Result<TcpStream, String> {
+    let socket = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(peer))
+        .await
+        .map_err(|_| format!("no answer within {} s", CONNECT_TIMEOUT.as_secs()))?
+        .map_err(|error| match error.kind() {
+            io::ErrorKind::ConnectionRefused => {
+                "connection refused; is the serial server running, and is this its port?".to_owned()
+            }
+            _ => error.to_string(),
+        })?;
+    // A request is one small packet: holding it back for more would only delay it.
+    socket.set_nodelay(true).map_err(|error| error.to_string())?;
+    Ok(socket)
+}
+
+/// The serial ports of this machine, those with a name that survives a re-plug first.
+pub fn serial_ports() -> Vec<PathBuf> {
+    let mut ports: Vec<PathBuf> = Vec::new();
+    let mut devices = Vec::new();
+    for entry in sorted_entries(Path::new("/dev/serial/by-id")) {
+        devices.extend(entry.canonicalize());
+        ports.push(entry);
+    }
+    for entry in sorted_entries(Path::new("/dev")) {
+        let name = entry.file_name().unwrap_or_default().to_string_lossy();
+        let serial =
+            ["ttyUSB", "ttyACM", "ttyAMA", "ttyS", "rfcomm"].iter().any(|prefix| name.starts_with(prefix));
+        if serial && !devices.contains(&entry) {
+            ports.push(entry);
+        }
+    }
+    ports
+}
+
+fn sorted_entries(directory: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    let mut paths: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
+    paths.sort();
+    paths
+}

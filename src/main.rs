@@ -1,0 +1,55 @@
+//! Arguments → command → exit code. Builds the runtime; nothing else does.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use bms2mqtt::cli::{Cli, Command, Options};
+use bms2mqtt::commands::{Failure, check, decode, demo, once, run, scan, simulate};
+use bms2mqtt::config::Config;
+use bms2mqtt::logging;
+use clap::Parser;
+use tracing::level_filters::LevelFilter;
+
+fn main() -> ExitCode {
+    let Cli { command, once, options } = Cli::parse();
+    let level = match &command {
+        _ if options.debug => LevelFilter::DEBUG,
+        // The table says it all.
+        Some(Command::Demo(_)) => LevelFilter::WARN,
+        _ => LevelFilter::INFO,
+    };
+    logging::start(level, options.log_format);
+    // One thread: a poll is a few dozen bytes, and a Pi has better things to do. What blocks (the disk, a name
+    // lookup) goes to a thread that ends with it.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .thread_keep_alive(Duration::from_millis(1))
+        .build();
+    let outcome = match runtime {
+        Ok(runtime) => runtime.block_on(execute(command, once, options)),
+        Err(error) => Err(error.into()),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            let text = failure.to_string();
+            if !text.is_empty() {
+                eprintln!("bms2mqtt: {text}");
+            }
+            ExitCode::from(if matches!(failure, Failure::Usage(_)) { 2 } else { 1 })
+        }
+    }
+}
+
+async fn execute(command: Option<Command>, once: bool, options: Options) -> Result<(), Failure> {
+    match command.unwrap_or(Command::Run) {
+        Command::Run if once => once::run(Config::load(&options)?).await,
+        _ if once => Err(Failure::Usage("--once is a way to run; give it without a command".to_owned())),
+        Command::Run => run::run(Config::load(&options)?).await,
+        Command::Check => check::run(&Config::load(&options)?),
+        Command::Scan(args) => scan::run(&args, &options).await,
+        Command::Decode(args) => decode::run(&args),
+        Command::Simulate(args) => simulate::run(&args, &options).await,
+        Command::Demo(args) => demo::run(&args).await,
+    }
+}

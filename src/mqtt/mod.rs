@@ -1,0 +1,5 @@
+//! Towards the broker: what should stand there, one session with it, and a small broker of our own.
+
+pub mod broker;
+pub mod session;
+pub mod topics;

@@ -1,0 +1,162 @@
+//! One poll of a pack in physical units, and what follows from it.
+//!
+//! A board need not have everything: what it does not answer is absent here, never zero.
+
+use super::decimal::{Decimal, divide_rounding};
+use super::protection::Protections;
+
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Reading {
+    /// What the board says of the pack as a whole; `None` where it does not answer that.
+    pub totals: Option<Totals>,
+    /// Cell voltages in V with three decimals, cell 1 first; empty where the board does not tell them.
+    pub cells: Vec<Decimal>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Totals {
+    /// V, two decimals.
+    pub voltage: Decimal,
+    /// A, two decimals; + is charging.
+    pub current: Decimal,
+    /// Ah, two decimals.
+    pub remaining_capacity: Decimal,
+    /// Ah, two decimals.
+    pub nominal_capacity: Decimal,
+    /// What the board has learned that the pack holds when full; Ah, two decimals.
+    pub full_charge_capacity: Option<Decimal>,
+    /// %, as the board reckons it.
+    pub state_of_charge: u8,
+    pub cycles: u16,
+    /// °C, one decimal.
+    pub temperatures: Vec<Decimal>,
+    pub charge_mosfet: bool,
+    pub discharge_mosfet: bool,
+    /// The board's own byte that `charge_mosfet` and `discharge_mosfet` come from.
+    pub mosfet_status: u8,
+    pub protections: Protections,
+    /// Bit 0 is cell 1.
+    pub balancing: u32,
+    /// How many cells the board says it has.
+    pub cell_count: u8,
+    pub software_version: SoftwareVersion,
+    pub production_date: Option<Date>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SoftwareVersion {
+    pub major: u8,
+    pub minor: u8,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Date {
+    pub year: u16,
+    pub month: u8,
+    pub day: u8,
+}
+
+/// Trips since the board's counters were last cleared.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    pub short_circuit: u16,
+    pub charge_overcurrent: u16,
+    pub discharge_overcurrent: u16,
+    pub cell_overvoltage: u16,
+    pub cell_undervoltage: u16,
+    pub charge_overtemperature: u16,
+    pub charge_undertemperature: u16,
+    pub discharge_overtemperature: u16,
+    pub discharge_undertemperature: u16,
+    pub pack_overvoltage: u16,
+    pub pack_undervoltage: u16,
+    /// Newer boards only.
+    pub system_restarts: Option<u16>,
+}
+
+impl Totals {
+    /// W with all its four decimals; + is charging.
+    pub const fn power(&self) -> Decimal {
+        self.voltage.times(self.current)
+    }
+
+    pub const fn charging(&self) -> bool {
+        self.current.digits() > 0
+    }
+
+    /// Is the cell at this place, counted from 0, being balanced?
+    pub const fn balances(&self, cell: usize) -> bool {
+        cell < u32::BITS as usize && self.balancing & (1 << cell) != 0
+    }
+}
+
+impl Reading {
+    /// As many cells as have a voltage; where none has, as many as the board says it has.
+    pub fn cell_count(&self) -> usize {
+        match &self.totals {
+            Some(totals) if self.cells.is_empty() => totals.cell_count.into(),
+            _ => self.cells.len(),
+        }
+    }
+
+    /// Number (from 1) and voltage of the lowest cell; of equal ones the first.
+    pub fn lowest_cell(&self) -> Option<(usize, Decimal)> {
+        let lowest = self.cells.iter().enumerate().min_by_key(|(_, v)| v.digits());
+        lowest.map(|(place, &voltage)| (place + 1, voltage))
+    }
+
+    /// Number (from 1) and voltage of the highest cell; of equal ones the first.
+    pub fn highest_cell(&self) -> Option<(usize, Decimal)> {
+        // max_by_key gives the last of equal ones, hence from the back.
+        let highest = self.cells.iter().enumerate().rev().max_by_key(|(_, v)| v.digits());
+        highest.map(|(place, &voltage)| (place + 1, voltage))
+    }
+
+    /// V, three decimals, rounded to the nearest mV.
+    pub fn average_cell_voltage(&self) -> Option<Decimal> {
+        let count = i64::try_from(self.cells.len()).ok().filter(|&count| count > 0)?;
+        let sum: i64 = self.cells.iter().map(|voltage| voltage.digits()).sum();
+        Some(Decimal::new(divide_rounding(sum, count), 3))
+    }
+
+    /// mV between the highest and the lowest cell.
+    pub fn cell_voltage_delta(&self) -> Option<Decimal> {
+        let (_, lowest) = self.lowest_cell()?;
+        let (_, highest) = self.highest_cell()?;
+        Some(Decimal::new(highest.digits() - lowest.digits(), 0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cells(millivolts: &[i64]) -> Reading {
+        Reading { cells: millivolts.iter().map(|&mv| Decimal::new(mv, 3)).collect(), ..Reading::default() }
+    }
+
+    #[test]
+    fn of_equal_cells_the_first_is_named() {
+        let reading = cells(&[3942, 3895, 3895, 3942]);
+        assert_eq!(reading.lowest_cell(), Some((2, Decimal::new(3895, 3))));
+        assert_eq!(reading.highest_cell(), Some((1, Decimal::new(3942, 3))));
+        assert_eq!(reading.cell_voltage_delta(), Some(Decimal::new(47, 0)));
+        // 15674 / 4 = 3918.5
+        assert_eq!(reading.average_cell_voltage(), Some(Decimal::new(3919, 3)));
+    }
+
+    #[test]
+    fn a_cell_without_voltage_counts() {
+        // A broken sense wire reads 0 mV: it must show, not vanish from the minimum.
+        assert_eq!(cells(&[3300, 0]).lowest_cell(), Some((2, Decimal::new(0, 3))));
+    }
+
+    #[test]
+    fn without_cells_nothing_follows() {
+        let reading = cells(&[]);
+        assert_eq!(reading.lowest_cell(), None);
+        assert_eq!(reading.average_cell_voltage(), None);
+        assert_eq!(reading.cell_voltage_delta(), None);
+        assert_eq!(reading.cell_count(), 0);
+    }
+}

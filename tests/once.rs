@@ -1,0 +1,199 @@
+//! `--once`, `scan`, `decode` and `simulate` as scripts use them, with the real program and a real pseudo-terminal.
+
+mod support;
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Child, Output, Stdio};
+
+use bms2mqtt::jbd::simulator::Pace;
+use support::{Answers, Board, HOUSE, HOUSE_LINE, NAME, bms2mqtt, scratch};
+
+const WIRE: Pace = Pace::Wire { baud: 9600 };
+
+/// Runs it while the board of this test goes on answering.
+async fn run(directory: &Path, arguments: &[&str]) -> (i32, String, String) {
+    let mut command = bms2mqtt(directory);
+    command.args(arguments);
+    let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    let Output { status, stdout, stderr } = output;
+    (status.code().unwrap(), text(stdout), text(stderr))
+}
+
+#[tokio::test]
+async fn the_one_line_json_is_the_contracts_to_the_byte() {
+    let directory = scratch("once");
+    let link = directory.join("tty");
+    let _board = Board::start(Answers::new(&HOUSE), Some(&link), WIRE);
+    let port = link.to_str().unwrap();
+    fs::write(
+        directory.join("bms.conf"),
+        format!("device={port} // the cable\nrun_interval=5\nout_to=consol\n"),
+    )
+    .unwrap();
+    fs::write(directory.join("mine.yaml"), format!("packs:\n  - id: house\n    port: {port}\n")).unwrap();
+    for arguments in [
+        &["--once", "--port", port][..],
+        &["-1", "-p", port],
+        &["--once", "--config", "mine.yaml"],
+        &["-1"], // from bms.conf in the working directory
+        &["-1", "-c", "bms.conf"],
+        &["run", "--once", "-p", port],
+    ] {
+        let (code, out, err) = run(&directory, arguments).await;
+        assert_eq!((code, out.as_str()), (0, format!("{HOUSE_LINE}\n").as_str()), "{arguments:?}: {err}");
+        assert_eq!(err, "", "{arguments:?}");
+    }
+    fs::remove_dir_all(directory).unwrap();
+}
+
+#[tokio::test]
+async fn debug_shows_configuration_bytes_and_verdicts() {
+    let directory = scratch("debug");
+    let board = Board::start(Answers::new(&HOUSE), None, Pace::Unpaced);
+    let (code, out, err) = run(&directory, &["-1", "-d", "-p", board.port.to_str().unwrap()]).await;
+    assert_eq!((code, out.trim()), (0, HOUSE_LINE));
+    for words in ["at 9600 baud, every 5s", "→ DD A5 03 00 FF FD 77", "← DD 04 00 10 0D 04", "checksum right"]
+    {
+        assert!(err.contains(words), "{words}: {err}");
+    }
+    fs::remove_dir_all(directory).unwrap();
+}
+
+#[tokio::test]
+async fn a_board_that_does_not_answer_is_status_0_beside_one_that_does() {
+    let directory = scratch("silent");
+    let good = Board::start(Answers::new(&HOUSE), None, Pace::Unpaced);
+    let mute = Answers::new(&HOUSE);
+    mute.mute(true);
+    let silent = Board::start(mute, None, Pace::Unpaced);
+    let (silent, good) = (silent.port.display(), good.port.display());
+    let yaml = format!("packs: [{{port: {silent}}}, {{port: {good}}}, {{port: /dev/no-such-port}}]");
+    fs::write(directory.join("config.yaml"), yaml).unwrap();
+    let (code, out, err) = run(&directory, &["--once"]).await;
+    assert_eq!(code, 1);
+    let lines: Vec<&str> = out.lines().collect();
+    assert_eq!(lines, [r#"{"BMS_status":0}"#, HOUSE_LINE, r#"{"BMS_status":0}"#]);
+    assert!(err.contains("the board is silent; check wiring"), "{err}");
+    assert!(err.contains("cannot open /dev/no-such-port: there is no such port"), "{err}");
+    fs::remove_dir_all(directory).unwrap();
+}
+
+#[tokio::test]
+async fn a_port_that_cannot_be_used_is_told_readably() {
+    let directory = scratch("ports");
+    let board = Board::start(Answers::new(&HOUSE), None, Pace::Unpaced);
+    let port = board.port.to_str().unwrap();
+    let other = tokio_serial::SerialStream::open(&tokio_serial::new(port, 9600)).unwrap();
+    let (code, out, err) = run(&directory, &["-1", "-p", port]).await;
+    assert_eq!((code, out.trim()), (1, r#"{"BMS_status":0}"#));
+    assert!(err.contains("another program uses this port"), "{err}");
+    drop(other);
+
+    let file = directory.join("file");
+    fs::write(&file, "").unwrap();
+    let (_, _, err) = run(&directory, &["-1", "-p", file.to_str().unwrap()]).await;
+    assert!(err.contains("this is not a serial port"), "{err}");
+
+    let (_, _, err) = run(&directory, &["-1", "-p", "tcp://127.0.0.1:1"]).await;
+    assert!(err.contains("tcp://127.0.0.1:1: connection refused"), "{err}");
+    fs::remove_dir_all(directory).unwrap();
+}
+
+#[tokio::test]
+async fn scan_tells_which_port_answers() {
+    let directory = scratch("scan");
+    let board = Board::start(Answers::new(&[HOUSE[0], HOUSE[1], NAME]), None, WIRE);
+    let port = board.port.to_str().unwrap();
+    let (code, out, err) = run(&directory, &["scan", "/dev/no-such-port", port]).await;
+    assert_eq!((code, out), (0, format!("{port}: SP15S001-P13S-30A, 8 cells, 26.66 V\n")), "{err}");
+    assert!(err.starts_with("/dev/no-such-port: cannot open"), "{err}");
+    let (code, out, _) = run(&directory, &["scan", "/dev/no-such-port"]).await;
+    assert_eq!((code, out.as_str()), (1, ""));
+    fs::remove_dir_all(directory).unwrap();
+}
+
+#[tokio::test]
+async fn decode_takes_hex_from_arguments_or_standard_input() {
+    let directory = scratch("decode");
+    let (code, out, _) = run(&directory, &["decode", HOUSE[0]]).await;
+    assert_eq!(code, 0);
+    assert!(out.contains("Voltage                     26.66 V\n"), "{out}");
+    assert!(out.contains("State of charge             99 %\n"), "{out}");
+
+    let arguments: Vec<&str> = ["decode", "--json"].into_iter().chain(HOUSE[1].split(' ')).collect();
+    let (_, out, _) = run(&directory, &arguments).await;
+    let json: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((&json["cell_6_voltage"], &json["highest_cell"]), (&3.336.into(), &6.into()));
+
+    let mut child = bms2mqtt(&directory)
+        .args(["decode", "--json"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(HOUSE.join("\n").as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(String::from_utf8(output.stdout).unwrap().lines().count(), 2);
+
+    let (code, out, err) = run(&directory, &["decode", "DD030000FFFF77"]).await;
+    assert_eq!((code, out.as_str()), (1, ""));
+    assert!(err.contains("checksum is FFFF, should be 0000"), "{err}");
+    let (code, _, err) = run(&directory, &["decode", "DD0"]).await;
+    assert_eq!(code, 2, "{err}");
+    let (code, _, err) = run(&directory, &["decode", "hello!"]).await;
+    assert_eq!(code, 2, "{err}");
+    fs::remove_dir_all(directory).unwrap();
+}
+
+/// A child of a test, which ends with it.
+struct Guard(Child);
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Starts `simulate` and gives the port that it says it serves.
+fn simulate(directory: &Path, arguments: &[&str]) -> (Guard, String) {
+    let mut child =
+        bms2mqtt(directory).arg("simulate").args(arguments).stdout(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    (Guard(child), line.trim().to_owned())
+}
+
+#[tokio::test]
+async fn simulate_serves_captured_frames_and_a_living_pack() {
+    let directory = scratch("simulate");
+    fs::write(directory.join("house.txt"), HOUSE.join("\n")).unwrap();
+    let (_simulator, port) = simulate(&directory, &["--link", "tty", "--profile", "house.txt"]);
+    assert_eq!(port, "tty");
+    let (code, out, err) = run(&directory, &["-1", "-p", "tty"]).await;
+    assert_eq!((code, out.trim()), (0, HOUSE_LINE), "{err}");
+
+    let (_simulator, port) = simulate(&directory, &["--listen", "127.0.0.1:0", "--profile", "house.txt"]);
+    assert!(port.starts_with("tcp://127.0.0.1:"), "{port}");
+    for _ in 0..2 {
+        let (code, out, err) = run(&directory, &["-1", "-p", &port]).await;
+        assert_eq!((code, out.trim()), (0, HOUSE_LINE), "{err}");
+    }
+
+    let (_simulator, port) = simulate(&directory, &["--cells", "24"]);
+    let (code, out, err) = run(&directory, &["-1", "-p", &port]).await;
+    assert_eq!(code, 0, "{err}");
+    let line: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert!(line["Vbank23"].as_f64().unwrap() > 2.0 && line["Vbank24"].is_null(), "{out}");
+
+    // An interrupted simulator takes its link away.
+    let (simulator, _) = simulate(&directory, &["--link", "other"]);
+    assert!(directory.join("other").exists());
+    let id = simulator.0.id().to_string();
+    std::process::Command::new("kill").args(["-s", "TERM", &id]).status().unwrap();
+    support::eventually("the link is gone", || (!directory.join("other").is_symlink()).then_some(())).await;
+    fs::remove_dir_all(directory).unwrap();
+}

@@ -1,0 +1,474 @@
+//! What a broker sees of a running bridge: real program, real pseudo-terminal, captured frames, Mosquitto.
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use bms2mqtt::jbd::simulator::Pace;
+use serde_json::{Value, json};
+use support::{
+    Answers, BANK, Board, Broker, COUNTERS, HOUSE, HOUSE_LINE, Listener, NAME, Program, eventually,
+    mosquitto, scratch,
+};
+
+const WIRE: Pace = Pace::Wire { baud: 9600 };
+
+/// The contract's keys of a pack with so many cells and temperatures, without those that need a newer board.
+fn keys(cells: usize, temperatures: usize) -> Vec<String> {
+    let mut keys: Vec<String> = "voltage current power state_of_charge remaining_capacity nominal_capacity cycles \
+        minimum_cell_voltage maximum_cell_voltage average_cell_voltage cell_voltage_delta lowest_cell highest_cell \
+        energy_charged energy_discharged balancing charge_mosfet discharge_mosfet charging problem \
+        cell_overvoltage cell_undervoltage pack_overvoltage pack_undervoltage charge_overtemperature \
+        charge_undertemperature discharge_overtemperature discharge_undertemperature charge_overcurrent \
+        discharge_overcurrent short_circuit front_end_error mosfet_software_lock charge_mosfet_breakdown \
+        discharge_mosfet_breakdown protections connection"
+        .split_whitespace()
+        .map(str::to_owned)
+        .collect();
+    for cell in 1..=cells {
+        keys.push(format!("cell_{cell}_voltage"));
+        keys.push(format!("cell_{cell}_balancing"));
+    }
+    keys.extend((1..=temperatures).map(|sensor| format!("temperature_{sensor}")));
+    keys
+}
+
+fn config(broker: &Broker, packs: &[(&str, &Path)]) -> String {
+    let mut yaml = format!("mqtt: {{url: '{}'}}\npacks:\n", broker.url());
+    for (id, port) in packs {
+        yaml += &format!("  - {{id: {id}, name: The {id}, port: {}, interval: 300ms}}\n", port.display());
+    }
+    yaml
+}
+
+/// Everything retained, once this pack has told all its keys.
+async fn announced(broker: &Broker, pack: &str, keys: &[String]) -> BTreeMap<String, String> {
+    let began = Instant::now();
+    loop {
+        let retained = broker.retained().await;
+        let value = |key: &String| retained.contains_key(&format!("bms2mqtt/{pack}/{key}"));
+        let config =
+            |key: &String| retained.keys().any(|topic| topic.ends_with(&format!("_{pack}/{key}/config")));
+        let missing: Vec<_> = keys.iter().filter(|key| !value(key) || !config(key)).collect();
+        if missing.is_empty() {
+            return retained;
+        }
+        assert!(began.elapsed() < support::PATIENCE, "missing: {missing:?}");
+    }
+}
+
+#[tokio::test]
+async fn an_8_cell_and_a_16_cell_pack_are_there_with_every_key() {
+    let broker = Broker::start().await;
+    let directory = scratch("keys");
+    let house = Board::start(Answers::new(&[HOUSE[0], HOUSE[1], NAME]), None, WIRE);
+    let bank = Board::start(Answers::new(&[BANK[0], BANK[1], COUNTERS]), None, WIRE);
+    let _program =
+        Program::start(&directory, &config(&broker, &[("house", &house.port), ("bank", &bank.port)]));
+    announced(&broker, "house", &keys(8, 2)).await;
+    announced(&broker, "bank", &keys(16, 4)).await;
+    let retained = announced(&broker, "bank", &["system_restart_count".to_owned()]).await;
+
+    let online: Vec<_> =
+        retained.iter().filter(|(_, payload)| *payload == "online").map(|(topic, _)| topic).collect();
+    assert_eq!(
+        online,
+        ["bms2mqtt/bank/availability", "bms2mqtt/bridge/availability", "bms2mqtt/house/availability"]
+    );
+    for (topic, payload) in [
+        ("house/voltage", "26.66"),
+        ("house/current", "0.00"),
+        ("house/state_of_charge", "99"),
+        ("house/remaining_capacity", "79.11"),
+        ("house/cell_6_voltage", "3.336"),
+        ("house/highest_cell", "6"),
+        ("house/cell_voltage_delta", "5"),
+        ("house/temperature_2", "22.4"),
+        ("house/charge_mosfet", "ON"),
+        ("house/charging", "OFF"),
+        ("house/protections", "none"),
+        ("house/connection", "ON"),
+        ("house/energy_charged", "0.00"),
+        ("house/production_date", "2019-11-18"),
+        ("bank/voltage", "52.97"),
+        ("bank/current", "-6.92"),
+        ("bank/power", "-366.55"),
+        ("bank/cell_16_voltage", "3.366"),
+        ("bank/temperature_1", "10.5"),
+        ("bank/system_restart_count", "42"),
+    ] {
+        assert_eq!(retained.get(&format!("bms2mqtt/{topic}")).map(String::as_str), Some(payload), "{topic}");
+    }
+    // What these boards do not have has neither topic nor entity.
+    for key in ["full_charge_capacity", "cell_17_voltage", "temperature_5"] {
+        assert!(!retained.keys().any(|topic| topic.contains(key)), "{key}");
+    }
+    assert!(!retained.contains_key("bms2mqtt/house/cell_9_voltage"));
+
+    let config: Value =
+        serde_json::from_str(&retained["homeassistant/sensor/bms2mqtt_house/cell_1_voltage/config"]).unwrap();
+    let expected = json!({
+        "name": "Cell 1 voltage",
+        "unique_id": "bms2mqtt_house_cell_1_voltage",
+        "default_entity_id": "sensor.house_cell_1_voltage",
+        "state_topic": "bms2mqtt/house/cell_1_voltage",
+        "availability": [{"topic": "bms2mqtt/bridge/availability"}, {"topic": "bms2mqtt/house/availability"}],
+        "availability_mode": "all",
+        "device_class": "voltage",
+        "unit_of_measurement": "V",
+        "state_class": "measurement",
+        "entity_category": "diagnostic",
+        "suggested_display_precision": 3,
+        "device": {
+            "identifiers": ["bms2mqtt_house"],
+            "name": "The house",
+            "manufacturer": "JBD",
+            "model": "SP15S001-P13S-30A",
+            "sw_version": "1.5",
+            "via_device": "bms2mqtt_bridge",
+        },
+        "origin": {
+            "name": "bms2mqtt",
+            "sw_version": env!("CARGO_PKG_VERSION"),
+            "support_url": env!("CARGO_PKG_REPOSITORY"),
+        },
+    });
+    assert_eq!(config, expected);
+    let connection = &retained["homeassistant/binary_sensor/bms2mqtt_house/connection/config"];
+    let connection: Value = serde_json::from_str(connection).unwrap();
+    assert_eq!(connection["availability"], json!([{"topic": "bms2mqtt/bridge/availability"}]));
+    for (topic, payload) in retained.iter().filter(|(topic, _)| topic.ends_with("/config")) {
+        let config: Value = serde_json::from_str(payload).unwrap();
+        let (_, id) = topic.split_once("/bms2mqtt_").unwrap();
+        let id = id.trim_end_matches("/config").replace('/', "_");
+        assert_eq!(config["unique_id"], format!("bms2mqtt_{id}"), "{topic}");
+        assert!(!payload.contains("null"), "{payload}");
+    }
+}
+
+#[tokio::test]
+async fn only_what_changes_is_published() {
+    let broker = Broker::start().await;
+    let directory = scratch("changes");
+    let answers = Answers::new(&HOUSE);
+    let board = Board::start(answers.clone(), None, WIRE);
+    let program = Program::start(&directory, &config(&broker, &[("house", &board.port)]));
+    announced(&broker, "house", &keys(8, 2)).await;
+    // Until the leftovers of an earlier run have been looked for.
+    program.logged("connected").await;
+
+    let listener = Listener::start(broker.address).await;
+    answers.wait_for_polls(1).await;
+    listener.clear();
+    answers.wait_for_polls(4).await;
+    assert_eq!(listener.messages(), []);
+
+    answers.change(4, |data| data[5] = 0x06); // cell 3: 3.332 → 3.334 V
+    listener.wait_for("bms2mqtt/house/cell_3_voltage", "3.334").await;
+    answers.wait_for_polls(2).await;
+    let heard: Vec<String> =
+        listener.messages().into_iter().map(|m| format!("{} {}", m.topic, m.payload)).collect();
+    assert_eq!(heard, ["bms2mqtt/house/cell_3_voltage 3.334"]);
+
+    listener.clear();
+    answers.change(3, |data| data[17] = 0x01); // cell overvoltage
+    listener.wait_for("bms2mqtt/house/protections", "cell_overvoltage").await;
+    let heard: Vec<String> =
+        listener.messages().into_iter().map(|m| format!("{} {}", m.topic, m.payload)).collect();
+    assert_eq!(
+        heard,
+        [
+            "bms2mqtt/house/problem ON",
+            "bms2mqtt/house/cell_overvoltage ON",
+            "bms2mqtt/house/protections cell_overvoltage",
+        ]
+    );
+}
+
+#[tokio::test]
+async fn home_assistants_birth_brings_everything_again() {
+    let broker = Broker::start().await;
+    let directory = scratch("birth");
+    let board = Board::start(Answers::new(&HOUSE), None, Pace::Unpaced);
+    let _program = Program::start(&directory, &config(&broker, &[("house", &board.port)]));
+    let retained = announced(&broker, "house", &keys(8, 2)).await;
+
+    let listener = Listener::start(broker.address).await;
+    eventually("the retained ones", || (listener.messages().len() >= retained.len()).then_some(())).await;
+    listener.clear();
+    listener.client.publish("homeassistant/status", rumqttc::QoS::AtMostOnce, false, "online").await.unwrap();
+    eventually("all again", || (listener.messages().len() > retained.len()).then_some(())).await;
+    let kind = |topic: &str| match topic {
+        "homeassistant/status" => 0,
+        topic if topic.ends_with("/config") => 1,
+        topic if topic.ends_with("/availability") => 2,
+        _ => 3,
+    };
+    let heard = listener.messages();
+    assert!(heard.is_sorted_by_key(|message| kind(&message.topic)), "{heard:?}");
+    let again: BTreeMap<_, _> = heard.into_iter().skip(1).map(|m| (m.topic, m.payload)).collect();
+    assert_eq!(again, retained);
+}
+
+#[tokio::test]
+async fn a_stop_says_offline_at_once_and_a_kill_leaves_it_to_the_will() {
+    let broker = Broker::start().await;
+    let directory = scratch("stop");
+    let board = Board::start(Answers::new(&HOUSE), None, WIRE);
+    let yaml = config(&broker, &[("house", &board.port)]);
+    let mut program = Program::start(&directory, &yaml);
+    announced(&broker, "house", &keys(8, 2)).await;
+    let listener = Listener::start(broker.address).await;
+    listener.wait_for("bms2mqtt/bridge/availability", "online").await;
+    listener.clear();
+    let began = Instant::now();
+    program.signal("TERM");
+    assert_eq!(program.ended().await.code(), Some(0));
+    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    listener.wait_for("bms2mqtt/bridge/availability", "offline").await;
+    listener.wait_for("bms2mqtt/house/availability", "offline").await;
+    assert_eq!(listener.messages().len(), 2, "a clean stop has no will");
+
+    let mut program = Program::start(&directory, &yaml);
+    listener.wait_for("bms2mqtt/house/availability", "online").await;
+    listener.clear();
+    program.child.kill().unwrap();
+    listener.wait_for("bms2mqtt/bridge/availability", "offline").await;
+}
+
+#[tokio::test]
+async fn a_broker_that_comes_back_empty_has_everything_within_5_seconds() {
+    let mut broker = Broker::start().await;
+    let directory = scratch("restart");
+    let answers = Answers::new(&HOUSE);
+    let board = Board::start(answers.clone(), None, WIRE);
+    let _program = Program::start(&directory, &config(&broker, &[("house", &board.port)]));
+    let before = announced(&broker, "house", &keys(8, 2)).await;
+    broker.kill().await;
+    answers.wait_for_polls(8).await;
+    broker.resume().await;
+    let back = Instant::now();
+    let after = announced(&broker, "house", &keys(8, 2)).await;
+    assert!(back.elapsed() < Duration::from_secs(5), "{:?}", back.elapsed());
+    assert_eq!(after, before);
+}
+
+#[tokio::test]
+async fn a_board_that_falls_silent_is_offline_and_comes_back() {
+    let broker = Broker::start().await;
+    let directory = scratch("silence");
+    let answers = Answers::new(&HOUSE);
+    let board = Board::start(answers.clone(), None, Pace::Unpaced);
+    let program = Program::start(&directory, &config(&broker, &[("house", &board.port)]));
+    let listener = Listener::start(broker.address).await;
+    listener.wait_for("bms2mqtt/house/availability", "online").await;
+    answers.mute(true);
+    listener.wait_for("bms2mqtt/house/availability", "offline").await;
+    listener.wait_for("bms2mqtt/house/connection", "OFF").await;
+    program.logged("the board is silent").await;
+    listener.clear();
+    answers.mute(false);
+    listener.wait_for("bms2mqtt/house/availability", "online").await;
+    listener.wait_for("bms2mqtt/house/connection", "ON").await;
+    program.logged("the board answers").await;
+}
+
+#[tokio::test]
+async fn an_adapter_that_is_pulled_and_comes_back_by_the_same_name_is_used_again() {
+    let broker = Broker::start().await;
+    let directory = scratch("replug");
+    let link = directory.join("by-id");
+    let answers = Answers::new(&HOUSE);
+    let board = Board::start(answers.clone(), Some(&link), Pace::Unpaced);
+    let program = Program::start(&directory, &config(&broker, &[("house", &link)]));
+    let listener = Listener::start(broker.address).await;
+    listener.wait_for("bms2mqtt/house/availability", "online").await;
+    board.unplug().await;
+    listener.wait_for("bms2mqtt/house/availability", "offline").await;
+    program.logged("there is no such port").await;
+    listener.clear();
+    let _board = Board::start(answers, Some(&link), Pace::Unpaced);
+    listener.wait_for("bms2mqtt/house/availability", "online").await;
+}
+
+#[tokio::test]
+async fn a_pack_that_is_not_there_shows_its_connection_only() {
+    let broker = Broker::start().await;
+    let directory = scratch("absent");
+    let _program = Program::start(&directory, &config(&broker, &[("house", Path::new("/dev/no-such-port"))]));
+    let listener = Listener::start(broker.address).await;
+    listener.wait_for("bms2mqtt/house/availability", "offline").await;
+    listener.wait_for("bms2mqtt/house/connection", "OFF").await;
+    let retained = broker.retained().await;
+    let topics: Vec<&str> = retained.keys().map(String::as_str).collect();
+    assert_eq!(
+        topics,
+        [
+            "bms2mqtt/bridge/availability",
+            "bms2mqtt/house/availability",
+            "bms2mqtt/house/connection",
+            "homeassistant/binary_sensor/bms2mqtt_bridge/connection/config",
+            "homeassistant/binary_sensor/bms2mqtt_house/connection/config",
+        ]
+    );
+}
+
+#[tokio::test]
+async fn leftovers_of_a_renamed_pack_and_of_lost_cells_are_removed() {
+    let broker = Broker::start().await;
+    let directory = scratch("leftovers");
+    let bank = Board::start(Answers::new(&BANK), None, Pace::Unpaced);
+    let mut program = Program::start(
+        &directory,
+        &config(&broker, &[("house", &bank.port), ("van", Path::new("/dev/none"))]),
+    );
+    announced(&broker, "house", &keys(16, 4)).await;
+    // Killed: the pack's `online` stays behind, and so does everything else.
+    program.child.kill().unwrap();
+    program.child.wait().unwrap();
+    drop(bank);
+
+    // A foreign entity and another bridge's pack are nobody's leftovers.
+    let foreign = [
+        ("homeassistant/sensor/other_house/voltage/config", "{}"),
+        ("bms2mqtt/shed/availability", "online"),
+        ("bms2mqtt/shed/voltage", "13.20"),
+    ];
+    let listener = Listener::start(broker.address).await;
+    for (topic, payload) in foreign {
+        listener.client.publish(topic, rumqttc::QoS::AtLeastOnce, true, payload).await.unwrap();
+    }
+    let house = Board::start(Answers::new(&HOUSE), None, Pace::Unpaced);
+    let mut program = Program::start(&directory, &config(&broker, &[("house", &house.port)]));
+    let gone = |retained: &BTreeMap<String, String>| {
+        !retained
+            .keys()
+            .any(|topic| topic.contains("cell_9_") || topic.contains("_van") || topic.contains("/van/"))
+    };
+    let began = Instant::now();
+    let retained = loop {
+        let retained = broker.retained().await;
+        if gone(&retained) && retained["bms2mqtt/house/voltage"] == "26.66" {
+            break retained;
+        }
+        assert!(began.elapsed() < support::PATIENCE, "{:?}", retained.keys());
+    };
+    for (topic, payload) in foreign {
+        assert_eq!(retained.get(topic).map(String::as_str), Some(payload), "{topic}");
+    }
+    program.logged("pack shed at this base topic is not ours").await;
+    program.signal("TERM");
+    program.ended().await;
+
+    // Without its memory of earlier packs it finds them by their `offline`.
+    fs::remove_dir_all(directory.join("state")).unwrap();
+    let program = Program::start(&directory, &config(&broker, &[("home", &house.port)]));
+    announced(&broker, "home", &keys(8, 2)).await;
+    program.logged("removing what pack house").await;
+    let began = Instant::now();
+    while broker
+        .retained()
+        .await
+        .keys()
+        .any(|topic| topic.contains("_house/") && !topic.contains("other_house"))
+    {
+        assert!(began.elapsed() < support::PATIENCE);
+    }
+}
+
+#[tokio::test]
+async fn energy_goes_on_where_it_was() {
+    let broker = Broker::start().await;
+    let directory = scratch("energy");
+    fs::create_dir_all(directory.join("state")).unwrap();
+    let one_and_a_half = r#"{"charged_100nj":54000000000000,"discharged_100nj":0}"#;
+    fs::write(directory.join("state/house.json"), one_and_a_half).unwrap();
+    let board = Board::start(Answers::new(&HOUSE), None, Pace::Unpaced);
+    let _program = Program::start(&directory, &config(&broker, &[("house", &board.port)]));
+    let listener = Listener::start(broker.address).await;
+    listener.wait_for("bms2mqtt/house/energy_charged", "1.50").await;
+    listener.wait_for("bms2mqtt/house/energy_discharged", "0.00").await;
+    let energies: Vec<_> =
+        listener.messages().into_iter().filter(|m| m.topic.ends_with("energy_charged")).collect();
+    assert_eq!(energies.len(), 1, "nothing before what was counted is loaded");
+}
+
+#[tokio::test]
+async fn a_state_directory_that_cannot_be_written_costs_only_the_energy() {
+    let broker = Broker::start().await;
+    let directory = scratch("no-state");
+    fs::write(directory.join("state"), "a file in the way").unwrap();
+    let board = Board::start(Answers::new(&HOUSE), None, Pace::Unpaced);
+    let program = Program::start(&directory, &config(&broker, &[("house", &board.port)]));
+    program.logged("energy is not shown: cannot read").await;
+    let keys: Vec<String> = keys(8, 2).into_iter().filter(|key| !key.starts_with("energy")).collect();
+    let retained = announced(&broker, "house", &keys).await;
+    assert!(!retained.keys().any(|topic| topic.contains("energy")));
+}
+
+#[tokio::test]
+async fn the_older_configuration_gives_its_line_and_everything_else() {
+    let broker = Broker::start().await;
+    let directory = scratch("older");
+    let board = Board::start(Answers::new(&HOUSE), None, Pace::Unpaced);
+    let conf = format!(
+        "// smart_bms\ndevice={}\nMQTTserver={} # here\nMQTTtopik=test_1\nrun_interval=0.3\nout_to=mqtt\n",
+        board.port.display(),
+        broker.address
+    );
+    fs::write(directory.join("bms.conf"), conf).unwrap();
+    let log = fs::File::create(directory.join("log")).unwrap();
+    let child = support::bms2mqtt(&directory).stderr(log).spawn().unwrap();
+    let _program = Program { child, directory: directory.clone() };
+    let listener = Listener::start(broker.address).await;
+    listener.wait_for("test_1", HOUSE_LINE).await;
+    let lines = || listener.messages().iter().filter(|m| m.topic == "test_1").count();
+    eventually("a line at every poll", || (lines() >= 3).then_some(())).await;
+    assert!(!broker.retained().await.contains_key("test_1"), "a line of a dead bridge would pass for news");
+    announced(&broker, "battery", &keys(8, 2)).await;
+}
+
+#[tokio::test]
+async fn a_broker_that_refuses_is_told_readably_and_tried_patiently() {
+    let directory = scratch("refused");
+    let board = Board::start(Answers::new(&HOUSE), None, Pace::Unpaced);
+    let yaml = format!(
+        "mqtt: {{url: 'mqtt://127.0.0.1:1', username: bms, password: hunter2}}\npacks: [{{port: {}}}]",
+        board.port.display()
+    );
+    let mut program = Program::start(&directory, &yaml);
+    program.logged("mqtt://127.0.0.1:1: connection refused; is the broker running").await;
+    assert!(program.child.try_wait().unwrap().is_none());
+    program.signal("TERM");
+    assert_eq!(program.ended().await.code(), Some(0));
+
+    if mosquitto().is_none() {
+        eprintln!("mosquitto is not installed: passwords are not tried");
+        return;
+    }
+    let passwords = directory.join("passwords");
+    let hash = std::process::Command::new("mosquitto_passwd")
+        .args(["-b", "-c", passwords.to_str().unwrap(), "bms", "right"])
+        .status();
+    assert!(hash.unwrap().success());
+    let broker = Broker::start_with(&format!("password_file {}\n", passwords.display())).await;
+    let yaml = yaml.replace("mqtt://127.0.0.1:1", &broker.url());
+    let program = Program::start(&directory, &yaml);
+    program
+        .logged("the broker refuses user \"bms\" with a password; check mqtt.username and mqtt.password")
+        .await;
+    assert!(!program.log().contains("hunter2"));
+    drop(program);
+
+    // A password file is read again at every try, as a renewed secret needs it.
+    let secret = directory.join("secret");
+    fs::write(&secret, "hunter2\n").unwrap();
+    let yaml = yaml.replace("password: hunter2", "password_file: secret");
+    let program = Program::start(&directory, &yaml);
+    program.logged("the broker refuses user").await;
+    fs::write(&secret, "right\n").unwrap();
+    program.logged("connected to").await;
+}

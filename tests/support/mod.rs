@@ -1,0 +1,400 @@
+//! What the end-to-end tests share: a broker, somebody who listens to it, a board, and the program itself.
+#![allow(dead_code)] // each test file uses a part
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use bms2mqtt::jbd::frame::{Answer, Frame, Status, frames};
+use bms2mqtt::jbd::simulator::{Pace, Pack, Reply, serve, terminal};
+use bms2mqtt::mqtt::broker;
+use rumqttc::{AsyncClient, Event, MqttOptions, Packet, QoS};
+use tokio::task::JoinHandle;
+
+/// No test waits longer for anything; those that pass wait milliseconds.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A directory of its own for each caller.
+pub fn scratch(name: &str) -> PathBuf {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    let path =
+        PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}-{count}", std::process::id()));
+    let _ = fs::remove_dir_all(&path);
+    fs::create_dir_all(&path).unwrap();
+    path
+}
+
+/// Waits until the condition gives something.
+pub async fn eventually<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+    let began = Instant::now();
+    loop {
+        if let Some(value) = condition() {
+            return value;
+        }
+        assert!(began.elapsed() < PATIENCE, "waited in vain: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Mosquitto where it is installed, else the small broker. `BMS2MQTT_TEST_MOSQUITTO=required` insists on the one,
+/// `never` on the other.
+pub struct Broker {
+    pub address: SocketAddr,
+    kind: Kind,
+    directory: PathBuf,
+    settings: String,
+}
+
+enum Kind {
+    Mosquitto(Option<Child>),
+    Small(Option<JoinHandle<()>>),
+}
+
+pub fn mosquitto() -> Option<&'static str> {
+    let paths = [
+        "/usr/sbin/mosquitto",
+        "/usr/local/sbin/mosquitto",
+        "/usr/bin/mosquitto",
+        "/opt/homebrew/sbin/mosquitto",
+    ];
+    let found = paths.into_iter().find(|path| Path::new(path).exists());
+    match std::env::var("BMS2MQTT_TEST_MOSQUITTO").as_deref() {
+        Ok("never") => None,
+        Ok("required") => Some(found.expect("mosquitto is required and not installed")),
+        _ => found,
+    }
+}
+
+impl Broker {
+    pub async fn start() -> Broker {
+        Broker::start_with("allow_anonymous true\n").await
+    }
+
+    /// With settings of Mosquitto's, which the small broker does not know.
+    pub async fn start_with(settings: &str) -> Broker {
+        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let kind = if mosquitto().is_some() {
+            Kind::Mosquitto(None)
+        } else {
+            eprintln!("mosquitto is not installed: testing with the small broker instead");
+            Kind::Small(None)
+        };
+        let directory = scratch("broker");
+        let mut broker = Broker { address, kind, directory, settings: settings.to_owned() };
+        broker.resume().await;
+        broker
+    }
+
+    /// Starts it at the same address, with nothing in it.
+    pub async fn resume(&mut self) {
+        match &mut self.kind {
+            Kind::Mosquitto(child) => {
+                let config = self.directory.join("mosquitto.conf");
+                let port = self.address.port();
+                let user = if self.settings.contains("user ") { "" } else { "user root\n" };
+                fs::write(
+                    &config,
+                    format!("listener {port} 127.0.0.1\npersistence false\n{user}{}", self.settings),
+                )
+                .unwrap();
+                let log = fs::File::create(self.directory.join("log")).unwrap();
+                let mut command = Command::new(mosquitto().unwrap());
+                command.arg("-c").arg(config).stdout(Stdio::null()).stderr(log);
+                *child = Some(command.spawn().unwrap());
+            }
+            Kind::Small(task) => {
+                let broker = broker::Broker::bind(self.address).await.unwrap();
+                *task = Some(tokio::spawn(broker.serve()));
+            }
+        }
+        let address = self.address;
+        eventually("the broker listens", || TcpStream::connect(address).ok()).await;
+    }
+
+    /// Ends it as a crash would.
+    pub async fn kill(&mut self) {
+        match &mut self.kind {
+            Kind::Mosquitto(child) => {
+                if let Some(mut child) = child.take() {
+                    child.kill().unwrap();
+                    child.wait().unwrap();
+                }
+            }
+            Kind::Small(task) => {
+                if let Some(task) = task.take() {
+                    task.abort();
+                    let _ = task.await;
+                }
+            }
+        }
+    }
+
+    pub fn url(&self) -> String {
+        format!("mqtt://{}", self.address)
+    }
+
+    /// What a fresh subscriber gets: everything retained.
+    pub async fn retained(&self) -> BTreeMap<String, String> {
+        let listener = Listener::start(self.address).await;
+        // A retained message of our own comes behind all that were there before it.
+        listener.client.publish("test/last", QoS::AtLeastOnce, false, "").await.unwrap();
+        eventually("the last message", || listener.position("test/last", "")).await;
+        let messages = listener.messages();
+        messages.into_iter().filter(|m| m.retained).map(|m| (m.topic, m.payload)).collect()
+    }
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        match &mut self.kind {
+            Kind::Mosquitto(Some(child)) => {
+                let _ = child.kill();
+                let _ = child.wait();
+            }
+            Kind::Small(Some(task)) => task.abort(),
+            _ => {}
+        }
+        let _ = fs::remove_dir_all(&self.directory);
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Heard {
+    pub topic: String,
+    pub payload: String,
+    pub retained: bool,
+}
+
+/// Subscribes to everything and keeps it.
+pub struct Listener {
+    pub client: AsyncClient,
+    heard: Arc<Mutex<Vec<Heard>>>,
+    task: JoinHandle<()>,
+}
+
+impl Listener {
+    pub async fn start(address: SocketAddr) -> Listener {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let id = format!("listener-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let mut options = MqttOptions::new(id, address.ip().to_string(), address.port());
+        options.set_max_packet_size(1 << 20, 1 << 20);
+        let (client, mut event_loop) = AsyncClient::new(options, 100);
+        client.subscribe("#", QoS::AtMostOnce).await.unwrap();
+        let heard = Arc::new(Mutex::new(Vec::new()));
+        let keep = Arc::clone(&heard);
+        let subscribed = Arc::new(tokio::sync::Notify::new());
+        let tell = Arc::clone(&subscribed);
+        let task = tokio::spawn(async move {
+            while let Ok(event) = event_loop.poll().await {
+                match event {
+                    Event::Incoming(Packet::SubAck(_)) => tell.notify_one(),
+                    Event::Incoming(Packet::Publish(publish)) => keep.lock().unwrap().push(Heard {
+                        payload: String::from_utf8_lossy(&publish.payload).into_owned(),
+                        topic: publish.topic,
+                        retained: publish.retain,
+                    }),
+                    _ => {}
+                }
+            }
+        });
+        tokio::time::timeout(PATIENCE, subscribed.notified()).await.expect("subscribed");
+        Listener { client, heard, task }
+    }
+
+    pub fn messages(&self) -> Vec<Heard> {
+        self.heard.lock().unwrap().clone()
+    }
+
+    pub fn clear(&self) {
+        self.heard.lock().unwrap().clear();
+    }
+
+    /// Where in what was heard this message stands, if it was.
+    pub fn position(&self, topic: &str, payload: &str) -> Option<usize> {
+        self.messages().iter().position(|heard| heard.topic == topic && heard.payload == payload)
+    }
+
+    pub async fn wait_for(&self, topic: &str, payload: &str) {
+        eventually(&format!("{topic} {payload}"), || self.position(topic, payload)).await;
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+pub fn bytes(hex: &str) -> Vec<u8> {
+    let digits: String = hex.split_whitespace().collect();
+    (0..digits.len())
+        .step_by(2)
+        .map(|place| u8::from_str_radix(&digits[place..place + 2], 16).unwrap())
+        .collect()
+}
+
+/// A board whose answers can be changed while it serves.
+#[derive(Clone, Default)]
+pub struct Answers(Arc<Mutex<State>>);
+
+#[derive(Default)]
+struct State {
+    frames: BTreeMap<u8, Vec<u8>>,
+    mute: bool,
+    asked: u64,
+}
+
+impl Answers {
+    pub fn new(frames: &[&str]) -> Answers {
+        let answers = Answers::default();
+        for frame in frames {
+            answers.set(frame);
+        }
+        answers
+    }
+
+    /// Gives this answer from now on.
+    pub fn set(&self, hex: &str) {
+        let bytes = bytes(hex);
+        let Some(Frame::Answer(answer)) = frames(&bytes).next() else { panic!("no answer: {hex}") };
+        self.0.lock().unwrap().frames.insert(answer.register, bytes.clone());
+    }
+
+    /// Changes the data of an answer and its checksum with it.
+    pub fn change(&self, register: u8, change: impl FnOnce(&mut [u8])) {
+        let mut state = self.0.lock().unwrap();
+        let bytes = state.frames.get_mut(&register).unwrap();
+        let end = bytes.len() - 3;
+        let mut data = bytes[4..end].to_vec();
+        change(&mut data);
+        bytes.clear();
+        Answer { register, status: Status::OK, data: &data }.encode(bytes);
+    }
+
+    pub fn mute(&self, mute: bool) {
+        self.0.lock().unwrap().mute = mute;
+    }
+
+    /// How many polls have begun.
+    pub fn polls(&self) -> u64 {
+        self.0.lock().unwrap().asked
+    }
+
+    pub async fn wait_for_polls(&self, count: u64) {
+        let until = self.polls() + count;
+        eventually("polls", || (self.polls() >= until).then_some(())).await;
+    }
+}
+
+impl Pack for Answers {
+    fn answer(&mut self, register: u8) -> Reply {
+        let mut state = self.0.lock().unwrap();
+        state.asked += u64::from(register == 3);
+        match state.frames.get(&register) {
+            _ if state.mute => Reply::Silent,
+            Some(frame) => Reply::Verbatim(frame.clone()),
+            None => Reply::Refused(Status::NO_SUCH_REGISTER),
+        }
+    }
+}
+
+/// A board on a pseudo-terminal.
+pub struct Board {
+    pub port: PathBuf,
+    task: JoinHandle<()>,
+}
+
+impl Board {
+    pub fn start(mut answers: Answers, link: Option<&Path>, pace: Pace) -> Board {
+        let (terminal, line) = terminal(link).unwrap();
+        let port = terminal.path().to_owned();
+        let task = tokio::spawn(async move {
+            let _keep = terminal;
+            let _ = serve(line, &mut answers, pace).await;
+        });
+        Board { port, task }
+    }
+
+    /// As pulling the adapter.
+    pub async fn unplug(self) {
+        self.task.abort();
+        let _ = (&mut { self }.task).await;
+    }
+}
+
+impl Drop for Board {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// The program, with nothing of this machine's configuration, and its log in a file.
+pub struct Program {
+    pub child: Child,
+    pub directory: PathBuf,
+}
+
+pub fn bms2mqtt(directory: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_bms2mqtt"));
+    command.current_dir(directory).env_clear().env("BMS2MQTT_STATE_DIR", directory.join("state"));
+    command
+}
+
+impl Program {
+    /// `bms2mqtt run` with this `config.yaml`.
+    pub fn start(directory: &Path, yaml: &str) -> Program {
+        fs::write(directory.join("config.yaml"), yaml).unwrap();
+        let log = fs::File::create(directory.join("log")).unwrap();
+        let child = bms2mqtt(directory).arg("run").stdin(Stdio::null()).stderr(log).spawn().unwrap();
+        Program { child, directory: directory.to_owned() }
+    }
+
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.directory.join("log")).unwrap_or_default()
+    }
+
+    pub async fn logged(&self, what: &str) {
+        eventually(&format!("\"{what}\" in the log"), || self.log().contains(what).then_some(())).await;
+    }
+
+    pub fn signal(&self, name: &str) {
+        let id = self.child.id().to_string();
+        assert!(Command::new("kill").args(["-s", name, &id]).status().unwrap().success());
+    }
+
+    /// Its exit status, once it has ended by itself.
+    pub async fn ended(&mut self) -> ExitStatus {
+        let child = &mut self.child;
+        eventually("the program ends", || child.try_wait().unwrap()).await
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("--- log of the program\n{}", self.log());
+        }
+    }
+}
+
+/// The contract's pack: 8 cells at 26.66 V, 2 temperatures.
+pub const HOUSE: [&str; 2] = [
+    "DD 03 00 1B 0A 6A 00 00 1E E7 1F 40 00 00 27 72 00 00 00 00 00 00 15 63 03 08 02 0B 89 0B 8B FB C5 77",
+    "DD 04 00 10 0D 04 0D 05 0D 04 0D 04 0D 06 0D 08 0D 03 0D 06 FF 60 77",
+];
+pub const HOUSE_LINE: &str = r#"{"BMS_status":1,"Vbat":26.66,"Abat":0.00,"AhBat":79.1,"AhTyp":80.0,"FET_stat":3,"RSOC":99,"Vbank0":3.332,"Balans0":0,"Vbank1":3.333,"Balans1":0,"Vbank2":3.332,"Balans2":0,"Vbank3":3.332,"Balans3":0,"Vbank4":3.334,"Balans4":0,"Vbank5":3.336,"Balans5":0,"Vbank6":3.331,"Balans6":0,"Vbank7":3.334,"Balans7":0,"Temp0":22.20,"Temp1":22.40,"Protect":"-no-"}"#;
+/// A 16-cell pack while discharging, 4 temperatures (two boards' captures).
+pub const BANK: [&str; 2] = [
+    "dd03001f14b1fd4c46514e2000012654000000000000205a0310040b140b350b800b61fa6c77",
+    "dd0400200d240d250d220d210d220d210d230d250d220d220d210d220d230d220d240d26fce377",
+];
+pub const NAME: &str = "dd05001153503135533030312d503133532d333041fbfd77";
+pub const COUNTERS: &str = "ddaa00180001000000002f530000000000030000000000010000002aff3777";
