@@ -1,32 +1,37 @@
-//! Starts one poller a pack and the publisher, and ends them in order: when the last poller is done the states are
-//! closed, and the publisher says `offline`.
+//! Starts one poller a pack and the publisher, and ends them in order: when the last poller has polled its last the
+//! states are closed, and the publisher says `offline`.
 
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 use tracing::warn;
 
-use crate::config::Config;
+use crate::config::{Config, Pack};
 use crate::mqtt::session::{Feed, Publisher};
 use crate::pack::state::PackState;
 use crate::poller;
+use crate::state_file;
 
 /// How long a poller may take to save its energy at the end.
-const SAVE_TIMEOUT: Duration = Duration::from_secs(3);
+const SAVE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long the broker may take over the last `offline`.
+const GOODBYE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Runs until `stop` is done.
 pub async fn run(config: Config, stop: impl Future<Output = ()>) {
     let Config { broker, names, packs, state_dir, .. } = config;
+    // Locks are files: there must be something to hold them.
+    let _ = fs::create_dir_all(&state_dir);
+    let _locks = lock_packs(&state_dir, &packs);
     let feeds =
         packs.iter().map(|pack| Feed { name: pack.name.clone(), json_topic: pack.json_topic.clone() });
-    let publisher = Publisher {
-        broker,
-        names,
-        feeds: feeds.collect(),
-        former: former_packs(&state_dir, packs.iter().map(|pack| pack.name.id.as_str())),
-    };
+    let publisher =
+        Publisher { broker, names, feeds: feeds.collect(), former: former_packs(&state_dir, &packs) };
     let (sender, receiver) = watch::channel(vec![PackState::default(); packs.len()]);
     let publishing = tokio::spawn(async move { publisher.run(receiver).await });
 
@@ -41,22 +46,46 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) {
 
     stop.await;
     stop_sender.send_replace(true);
-    let done = async { while pollers.join_next().await.is_some() {} };
-    if tokio::time::timeout(SAVE_TIMEOUT, done).await.is_err() {
+    // Both at once: `offline` does not wait for a slow disk, nor the disk for a slow broker.
+    let saved = timeout(SAVE_TIMEOUT, async { while pollers.join_next().await.is_some() {} });
+    let publishing_is_over = publishing.abort_handle();
+    let (saved, said) = tokio::join!(saved, timeout(GOODBYE_TIMEOUT, publishing));
+    if saved.is_err() {
         warn!("the disk is too slow: the last minute's energy is lost");
     }
-    // Those that are not done let go of the states too.
-    pollers.shutdown().await;
-    if let Err(error) = publishing.await {
-        warn!("{error}");
+    if said.is_err() {
+        warn!("the broker takes no more: its last will says offline");
+        publishing_is_over.abort();
     }
 }
 
-/// Packs that this machine had under ids that are not configured any more: what they left at the broker goes.
-fn former_packs<'a>(state_dir: &std::path::Path, ids: impl Iterator<Item = &'a str> + Clone) -> Vec<String> {
-    let files = std::fs::read_dir(state_dir).into_iter().flatten().flatten();
+/// Says that these packs have a living bridge, for as long as the locks are held.
+fn lock_packs(state_dir: &Path, packs: &[Pack]) -> Vec<state_file::Lock> {
+    let lock = |pack: &Pack| match state_file::lock(&lock_file(state_dir, &pack.name.id)) {
+        Ok(None) => {
+            warn!(
+                pack = pack.name.id,
+                "another bms2mqtt on this machine has this pack too: give it another id"
+            );
+            None
+        }
+        Ok(lock) => lock,
+        // Whoever counts the energy says that this directory cannot be written.
+        Err(_) => None,
+    };
+    packs.iter().filter_map(lock).collect()
+}
+
+/// Packs that this machine had and that no bridge here has now: what they left at the broker goes.
+fn former_packs(state_dir: &Path, packs: &[Pack]) -> Vec<String> {
+    let files = fs::read_dir(state_dir).into_iter().flatten().flatten();
     files
         .filter_map(|file| Some(file.file_name().to_str()?.strip_suffix(".json")?.to_owned()))
-        .filter(|former| !ids.clone().any(|id| id == former))
+        .filter(|former| !packs.iter().any(|pack| pack.name.id == *former))
+        .filter(|former| matches!(state_file::lock(&lock_file(state_dir, former)), Ok(Some(_))))
         .collect()
+}
+
+fn lock_file(state_dir: &Path, pack: &str) -> PathBuf {
+    state_dir.join(format!("{pack}.lock"))
 }

@@ -8,7 +8,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// Battery packs with JBD smart BMS boards, cell by cell, in Home Assistant by MQTT.
 #[derive(Parser)]
-#[command(version, max_term_width = 100)]
+#[command(version)]
 pub struct Cli {
     #[command(subcommand)]
     pub command: Option<Command>,
@@ -86,11 +86,11 @@ pub struct PackOptions {
     #[arg(long, global = true)]
     pub name: Option<String>,
 
-    /// Baud rate of a serial port
+    /// Baud rate of a serial port [default: 9600]
     #[arg(long, global = true)]
     pub baud: Option<String>,
 
-    /// Time between polls, such as 5s
+    /// Time between polls [default: 5s]
     #[arg(long, global = true)]
     pub interval: Option<String>,
 }
@@ -98,10 +98,11 @@ pub struct PackOptions {
 #[derive(Args, Default)]
 #[command(next_help_heading = "Broker [environment: BMS2MQTT_MQTT_URL, BMS2MQTT_MQTT_USERNAME, …]")]
 pub struct MqttOptions {
-    /// mqtt://HOST[:PORT], or mqtts:// for TLS
+    /// mqtt://HOST[:PORT], or mqtts:// for TLS [default: mqtt://localhost:1883]
     #[arg(long = "mqtt-url", value_name = "URL", global = true)]
     pub url: Option<String>,
 
+    /// User at the broker
     #[arg(long = "mqtt-username", value_name = "NAME", global = true)]
     pub username: Option<String>,
 
@@ -109,6 +110,7 @@ pub struct MqttOptions {
     #[arg(long = "mqtt-password", value_name = "PASSWORD", global = true)]
     pub password: Option<String>,
 
+    /// File that holds the password, read at every connection
     #[arg(long = "mqtt-password-file", value_name = "FILE", global = true)]
     pub password_file: Option<String>,
 
@@ -124,13 +126,15 @@ pub struct MqttOptions {
     #[arg(long = "mqtt-key-file", value_name = "FILE", global = true)]
     pub key_file: Option<String>,
 
-    /// First part of the topics of values
+    /// First part of the topics of values [default: bms2mqtt]
     #[arg(long = "mqtt-base-topic", value_name = "TOPIC", global = true)]
     pub base_topic: Option<String>,
 
+    /// How the broker knows this bridge [default: made anew at every start]
     #[arg(long = "mqtt-client-id", value_name = "ID", global = true)]
     pub client_id: Option<String>,
 
+    /// A broker calls a bridge dead after one and a half of it [default: 10s]
     #[arg(long = "mqtt-keep-alive", value_name = "TIME", global = true)]
     pub keep_alive: Option<String>,
 }

@@ -10,8 +10,11 @@ use std::fmt;
 use std::fs;
 use std::hash::{BuildHasher, RandomState};
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+use tracing::warn;
 
 use crate::cli::Options;
 use crate::link::Address;
@@ -23,6 +26,7 @@ mod value;
 
 use value::Problem;
 
+const CONFIG_VARIABLE: &str = "BMS2MQTT_CONFIG";
 /// Where a configuration is looked for when none is named, in this order.
 const DEFAULT_FILES: [&str; 4] =
     ["./config.yaml", "/etc/bms2mqtt/config.yaml", "./bms.conf", "/etc/BMS/bms.conf"];
@@ -132,6 +136,14 @@ impl Config {
             None => Settings::default(),
         };
         settings.override_with(options, variable)?;
+        for (name, _) in env::vars_os() {
+            let name = name.to_string_lossy();
+            let known = name == CONFIG_VARIABLE || OVERRIDES.iter().any(|(_, known, ..)| *known == name);
+            if name.starts_with("BMS2MQTT_") && !known {
+                // Not an error: in a cluster, what is called like a service has such variables from elsewhere.
+                warn!("the environment variable {name} means nothing here");
+            }
+        }
         settings.check()
     }
 }
@@ -194,7 +206,7 @@ fn find_file(options: &Options, variable: impl Fn(&str) -> Option<String>) -> Re
     if options.port.is_some() {
         return Ok(None);
     }
-    if let Some(path) = variable("BMS2MQTT_CONFIG") {
+    if let Some(path) = variable(CONFIG_VARIABLE) {
         return Ok(Some(path.into()));
     }
     if let Some(path) = DEFAULT_FILES.iter().map(Path::new).find(|path| path.exists()) {
@@ -466,12 +478,10 @@ fn default_state_dir() -> PathBuf {
     if let Some(directory) = variable("STATE_DIRECTORY") {
         return directory;
     }
-    let system = PathBuf::from("/var/lib/bms2mqtt");
-    // Root's home is no place for a service's state; everybody else cannot write to the system's.
-    match variable("XDG_STATE_HOME").or_else(|| Some(variable("HOME")?.join(".local/state"))) {
-        Some(home) if !system.exists() && !home.starts_with("/root") => home.join("bms2mqtt"),
-        _ => system,
-    }
+    // Root is a service, whose state has its place in the system; everybody else can write only at home.
+    let is_root = fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0);
+    let home = variable("XDG_STATE_HOME").or_else(|| Some(variable("HOME")?.join(".local/state")));
+    home.filter(|_| !is_root).unwrap_or_else(|| PathBuf::from("/var/lib")).join("bms2mqtt")
 }
 
 /// An I/O error as people say it, without the operating system's number.

@@ -26,7 +26,12 @@ fn main() -> ExitCode {
         .thread_keep_alive(Duration::from_millis(1))
         .build();
     let outcome = match runtime {
-        Ok(runtime) => runtime.block_on(execute(command, once, options)),
+        Ok(runtime) => {
+            let outcome = runtime.block_on(execute(command, once, options));
+            // A name lookup that hangs must not keep a program that has said its last word.
+            runtime.shutdown_background();
+            outcome
+        }
         Err(error) => Err(error.into()),
     };
     match outcome {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tracing::{debug, info, warn};
 
 use crate::config::Pack;
@@ -17,8 +17,8 @@ use crate::pack::state::{Identity, JsonLine, PackState};
 
 /// So many polls in a row without a reading make the pack `offline`; one may be noise.
 const SILENT_POLLS: u32 = 3;
-/// How often a missing port is tried at most.
-const REOPEN: Duration = Duration::from_secs(1);
+/// How often a missing port is tried at most, however short the interval.
+const REOPEN: Duration = Duration::from_millis(200);
 /// How often the board's counters are asked for.
 const COUNTERS: Duration = Duration::from_secs(300);
 
@@ -57,15 +57,16 @@ pub async fn run(
         () = polling => {}
         _ = stop.wait_for(|stop| *stop) => {}
     }
-    poller.meter.close().await;
+    let Poller { meter, states, .. } = poller;
+    // So that the publisher can say `offline` while the energy is saved.
+    drop(states);
+    meter.close().await;
 }
 
 /// Why a turn brought no reading.
 enum Failure {
     Open(OpenError),
     Board(board::Error),
-    /// The port was tried a moment ago.
-    TooSoon,
 }
 
 struct Poller<'a> {
@@ -104,11 +105,8 @@ impl Poller<'_> {
         let board = match self.board.as_mut() {
             Some(board) => board,
             None => {
-                let now = Instant::now();
-                if now < self.open_after {
-                    return Err(Failure::TooSoon);
-                }
-                self.open_after = now + REOPEN;
+                sleep_until(self.open_after).await;
+                self.open_after = Instant::now() + REOPEN;
                 let link = link::open(&self.pack.address).await.map_err(Failure::Open)?;
                 self.counters_after = None;
                 self.board.insert(Board::new(link))
@@ -176,7 +174,6 @@ impl Poller<'_> {
         let complaint = match failure {
             Failure::Open(error) => error.to_string(),
             Failure::Board(error) => format!("{}: {error}", self.pack.address),
-            Failure::TooSoon => return,
         };
         // The same again every few seconds would bury everything else.
         if complaint != self.complaint && (gone || self.silent == 1) {

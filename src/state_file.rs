@@ -4,6 +4,9 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::Path;
 
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+
 /// The file's text, or `None` when there is none yet.
 ///
 /// # Errors
@@ -33,6 +36,22 @@ pub fn save(path: &Path, text: &str) -> io::Result<()> {
     File::open(directory)?.sync_all()
 }
 
+/// Held until it is dropped, or the program ends in whatever way.
+pub struct Lock(#[allow(dead_code)] Flock<File>); // held, never read
+
+/// Locks a file, which is made if there is none; `None` when another program holds it.
+///
+/// # Errors
+/// When the file cannot be made or locked.
+pub fn lock(path: &Path) -> io::Result<Option<Lock>> {
+    let file = File::options().create(true).truncate(false).write(true).open(path)?;
+    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => Ok(Some(Lock(lock))),
+        Err((_, Errno::EWOULDBLOCK)) => Ok(None),
+        Err((_, error)) => Err(error.into()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -51,5 +70,16 @@ mod tests {
         save(&path, "three").unwrap();
         assert_eq!(load(&path).unwrap().as_deref(), Some("three"));
         fs::remove_dir_all(directory).unwrap();
+    }
+
+    #[test]
+    fn a_lock_has_one_holder() {
+        let path = std::env::temp_dir().join(format!("bms2mqtt-lock-{}", std::process::id()));
+        let held = lock(&path).unwrap();
+        assert!(held.is_some());
+        assert!(lock(&path).unwrap().is_none());
+        drop(held);
+        assert!(lock(&path).unwrap().is_some());
+        fs::remove_file(path).unwrap();
     }
 }

@@ -472,3 +472,34 @@ async fn a_broker_that_refuses_is_told_readably_and_tried_patiently() {
     fs::write(&secret, "right\n").unwrap();
     program.logged("connected to").await;
 }
+
+#[tokio::test]
+async fn what_somebody_wipes_is_put_back() {
+    let broker = Broker::start().await;
+    let directory = scratch("wiped");
+    let board = Board::start(Answers::new(&HOUSE), None, Pace::Unpaced);
+    let program = Program::start(&directory, &config(&broker, &[("house", &board.port)]));
+    let before = announced(&broker, "house", &keys(8, 2)).await;
+    let listener = Listener::start(broker.address).await;
+    let last = "bms2mqtt/house/availability";
+    for topic in before.keys().map(String::as_str).filter(|topic| *topic != last).chain([last]) {
+        listener.client.publish(topic, rumqttc::QoS::AtLeastOnce, true, "").await.unwrap();
+    }
+    program.logged("announcing everything again").await;
+    assert_eq!(announced(&broker, "house", &keys(8, 2)).await, before);
+}
+
+#[tokio::test]
+async fn two_bridges_leave_each_others_packs_alone() {
+    let broker = Broker::start().await;
+    let directory = scratch("two");
+    let (house, bank) =
+        (Board::start(Answers::new(&HOUSE), None, WIRE), Board::start(Answers::new(&BANK), None, WIRE));
+    let _one = Program::start(&directory, &config(&broker, &[("house", &house.port)]));
+    announced(&broker, "house", &keys(8, 2)).await;
+    // On the same machine, with the same state directory: that it knows the other pack does not make it a leftover.
+    let two = Program::start(&directory, &config(&broker, &[("bank", &bank.port)]));
+    announced(&broker, "bank", &keys(16, 4)).await;
+    two.logged("pack house at this base topic is not ours").await;
+    announced(&broker, "house", &keys(8, 2)).await;
+}

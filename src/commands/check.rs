@@ -6,6 +6,7 @@ use std::io::{self, Write as _};
 use super::Failure;
 use crate::config::{Config, Pack};
 use crate::home_assistant::catalogue::CATALOGUE;
+use crate::home_assistant::discovery::ID_PREFIX;
 use crate::link::Address;
 use crate::mqtt::session::Broker;
 
@@ -17,7 +18,7 @@ pub fn run(config: &Config) -> Result<(), Failure> {
     }
     out.write_all(describe(config).as_bytes())?;
     if !config.console {
-        let keys: Vec<&str> = CATALOGUE.iter().map(|entity| entity.key).collect();
+        let keys: Vec<String> = CATALOGUE.iter().map(|entity| entity.key.replace("{n}", "N")).collect();
         writeln!(out, "keys, as far as the board has them: {}", keys.join(", "))?;
     }
     Ok(())
@@ -52,6 +53,10 @@ pub fn describe(config: &Config) -> String {
         line(format_args!("pack {} \"{}\": {address}{baud}, every {every}", name.id, name.name));
         if !*console {
             line(format_args!("  values at {}/{}/<key>", names.base_topic, name.id));
+            if names.discovery {
+                let prefix = &names.discovery_prefix;
+                line(format_args!("  entities at {prefix}/<component>/{ID_PREFIX}{}/<key>/config", name.id));
+            }
             if let Some(topic) = json_topic {
                 line(format_args!("  one-line JSON at {topic}"));
             }

@@ -42,7 +42,8 @@ pub async fn run(args: &DemoArgs) -> Result<(), Failure> {
         state_dir: state_dir.clone(),
         ..Config::to_broker(address.ip().to_string(), address.port())
     };
-    println!(
+    writeln!(
+        io::stdout(),
         "A simulated pack of {} cells at {}, {} times faster than life, 9600 baud.\n\
          The broker is at mqtt://{address}. To look into it:\n\
          \n    mosquitto_sub -h {} -p {} -v -t '#'\n\n\
@@ -53,7 +54,7 @@ pub async fn run(args: &DemoArgs) -> Result<(), Failure> {
         args.speed,
         address.ip(),
         address.port(),
-    );
+    )?;
     let serving = tokio::spawn(broker.serve());
     let boarding =
         tokio::spawn(async move { serve(line, &mut pack, Pace::Wire { baud: DEFAULT_BAUD }).await });

@@ -21,6 +21,10 @@ pub fn text(text: &str) -> Result<String, Problem> {
     if text.is_empty() {
         return Err(Problem::new("is empty", "write something, or leave the key out"));
     }
+    // MQTT carries names of up to 64 KB; nobody means one that long.
+    if text.len() > 1000 {
+        return Err(Problem::new("is very long", "write up to 1000 bytes"));
+    }
     if text.chars().any(char::is_control) {
         return Err(Problem::new("has control characters", "write plain text in one line"));
     }

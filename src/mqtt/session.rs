@@ -4,6 +4,7 @@
 //! Two tasks: one polls the event loop and never waits for anything else, one decides what to send and may wait for a
 //! slow broker. Each connection has a client of its own, so nothing of a dead session hangs the next.
 
+use std::error::Error;
 use std::fmt;
 use std::fs;
 use std::io;
@@ -13,14 +14,14 @@ use std::time::Duration;
 
 use rumqttc::{
     AsyncClient, ClientError, ConnectReturnCode, ConnectionError, Event, EventLoop, LastWill, MqttOptions,
-    NetworkOptions, Packet, Publish, QoS, StateError, SubscribeFilter, TlsConfiguration, Transport,
+    NetworkOptions, Packet, Publish, QoS, StateError, SubscribeFilter, TlsConfiguration, TlsError, Transport,
 };
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::{ClientConfig, RootCertStore};
+use rustls::{AlertDescription, CertificateError, ClientConfig, RootCertStore};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until};
 use tracing::{debug, info, warn};
 
 use super::topics::{Message, Names, OFFLINE, ONLINE, PackName, Sent, wanted};
@@ -32,8 +33,6 @@ const QUEUE: usize = 32;
 const LARGEST_PACKET: usize = 256 * 1024;
 /// How long retained messages of an earlier run may take to arrive after subscribing.
 const READ_BACK: Duration = Duration::from_secs(5);
-/// How long the broker may take over the last `offline`.
-const LAST_WORDS: Duration = Duration::from_secs(2);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Short, so that a broker that comes back has everything within seconds.
 const RETRY: [Duration; 3] = [Duration::from_secs(1), Duration::from_secs(2), Duration::from_secs(3)];
@@ -169,14 +168,9 @@ impl Publisher {
             Ok(()) => {
                 // What was queued before goes out before the DISCONNECT, after which the broker forgets the will and
                 // closes. Closing first, with an acknowledgement unread, would be a reset: the broker may then not
-                // read what was still on its way.
-                let goodbye = async {
-                    client.disconnect().await?;
+                // read what was still on its way. If the event loop has ended, the will says it.
+                if client.disconnect().await.is_ok() {
                     while !matches!(events.recv().await, None | Some(Happened::Ended(_))) {}
-                    Ok::<(), ClientError>(())
-                };
-                if timeout(LAST_WORDS, goodbye).await.is_err() {
-                    warn!("{}: no time left to say offline; the last will says it", self.broker);
                 }
                 Ok(())
             }
@@ -210,6 +204,10 @@ impl Publisher {
 
     /// What happened, and what to do, for the log.
     fn explain(&self, error: &ConnectionError) -> String {
+        // Wherever it happened: a broker that dislikes our certificate says so after the handshake only.
+        if let Some(error) = cause::<rustls::Error>(error) {
+            return format!("TLS: {}", self.explain_tls(error));
+        }
         match error {
             ConnectionError::Io(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
                 "connection refused; is the broker running, and is this its port?".to_owned()
@@ -230,13 +228,98 @@ impl Publisher {
             ConnectionError::MqttState(StateError::AwaitPingResp) => {
                 "the broker does not answer any more".to_owned()
             }
-            ConnectionError::MqttState(StateError::Io(error)) | ConnectionError::Io(error) => {
-                error.to_string()
+            ConnectionError::Tls(TlsError::Io(error)) => {
+                format!("TLS: {error}; check that mqtt.url has the broker's port for TLS")
             }
-            ConnectionError::Tls(error) => format!("TLS: {error}; check mqtt.ca_file and the broker's name"),
-            other => other.to_string(),
+            ConnectionError::Tls(TlsError::DNSName(_)) => {
+                format!("TLS: {} is no name for a certificate; write another in mqtt.url", self.broker.host)
+            }
+            other => cause::<io::Error>(other).map_or_else(|| other.to_string(), ToString::to_string),
         }
     }
+
+    fn explain_tls(&self, error: &rustls::Error) -> String {
+        use rustls::Error::{AlertReceived, InvalidCertificate, InvalidMessage};
+        let client = self.broker.tls.as_ref().and_then(|tls| tls.client.as_ref());
+        let what = match (error, client) {
+            (InvalidCertificate(error), _) => return self.explain_certificate(error),
+            (AlertReceived(AlertDescription::CertificateRequired), None) => {
+                "the broker wants a client certificate; give mqtt.cert_file and mqtt.key_file"
+            }
+            // TLS 1.2 has no alert of its own for it.
+            (AlertReceived(AlertDescription::HandshakeFailure), None) => {
+                "the broker breaks off; if it wants a client certificate, give mqtt.cert_file and mqtt.key_file"
+            }
+            (AlertReceived(AlertDescription::UnknownCA), Some(_)) => {
+                "the broker does not know the authority of our certificate; check mqtt.cert_file"
+            }
+            (AlertReceived(AlertDescription::CertificateExpired), Some(_)) => {
+                "our certificate has expired; renew mqtt.cert_file"
+            }
+            (InvalidMessage(_), _) => "no TLS there; check that mqtt.url has the broker's port for TLS",
+            (other, _) => return other.to_string(),
+        };
+        what.to_owned()
+    }
+
+    fn explain_certificate(&self, error: &CertificateError) -> String {
+        let host = &self.broker.host;
+        let what = match error {
+            // An authority made anew with the same name is known, but did not sign.
+            CertificateError::UnknownIssuer | CertificateError::BadSignature => {
+                return match self.broker.tls.as_ref().and_then(|tls| tls.ca_file.as_ref()) {
+                    Some(path) => format!(
+                        "the broker's certificate is from an authority that is not in {}; check mqtt.ca_file",
+                        path.display()
+                    ),
+                    None => "the broker's certificate is from an authority that this system does not know; \
+                             give mqtt.ca_file"
+                        .to_owned(),
+                };
+            }
+            CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
+                "the broker's certificate has expired; renew it, or correct this machine's clock"
+            }
+            CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
+                "the broker's certificate is not valid yet; check this machine's clock"
+            }
+            CertificateError::NotValidForNameContext { presented, .. } if presented.is_empty() => {
+                return format!("the broker's certificate is for no host; give it the subjectAltName {host}");
+            }
+            CertificateError::NotValidForNameContext { presented, .. } => {
+                // Written as `DnsName("localhost")` and `IpAddress(127.0.0.1)`.
+                let bare = |name: &String| {
+                    let name = name.split_once('(').map_or(name.as_str(), |(_, name)| name);
+                    name.trim_matches(['"', ')']).to_owned()
+                };
+                let names: Vec<String> = presented.iter().map(bare).collect();
+                let names = names.join(", ");
+                return format!(
+                    "the broker's certificate is not for {host} but for {names}; write one of these in mqtt.url"
+                );
+            }
+            // An error of webpki's, of which there is only the name.
+            CertificateError::Other(other) if other.to_string() == "CaUsedAsEndEntity" => {
+                "the broker's certificate is that of an authority; let this issue one for the broker"
+            }
+            other => return format!("the broker's certificate: {other}"),
+        };
+        what.to_owned()
+    }
+}
+
+/// The first of the errors behind this one that is of this kind.
+fn cause<'a, T: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a T> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(found) = error.downcast_ref() {
+            return Some(found);
+        }
+        // What an I/O error is made of is not its source.
+        let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        next = inner.map(|inner| inner as &(dyn Error + 'static)).or_else(|| error.source());
+    }
+    None
 }
 
 impl Password {
@@ -395,7 +478,11 @@ impl<'a> Session<'a> {
         for pack in self.feeds.iter().map(|feed| &feed.name.id).chain(self.former) {
             filters.extend(self.names.leftover_filters(pack));
         }
-        self.client.subscribe(self.birth_topic, QoS::AtMostOnce).await?;
+        // For as long as the connection lasts: Home Assistant's birth, and whether somebody wipes our packs.
+        let own = self.feeds.iter().map(|feed| self.names.availability(&feed.name.id));
+        let lasting = own.chain([self.birth_topic.to_owned()]);
+        let lasting = lasting.map(|topic| SubscribeFilter::new(topic, QoS::AtMostOnce));
+        self.client.subscribe_many(lasting).await?;
         self.read_back(filters).await?;
         let read_back_over = Instant::now() + READ_BACK;
         let mut changed = true;
@@ -451,15 +538,22 @@ impl<'a> Session<'a> {
             }
             return Ok(born);
         }
-        // Without the flag it is our own message that comes back.
-        if !publish.retain {
-            return Ok(false);
-        }
         let Some(pack) = self.names.pack_of(&publish.topic) else {
             return Ok(false);
         };
-        let known = pack == self.names.bridge_id()
-            || self.feeds.iter().any(|feed| feed.name.id == pack)
+        let ours = self.feeds.iter().any(|feed| feed.name.id == pack);
+        if !publish.retain {
+            // Mostly our own message that comes back. But somebody may have emptied the broker, or another bridge
+            // may have taken this pack for a leftover of its own.
+            let wiped = ours && publish.payload.is_empty() && publish.topic == self.names.availability(pack);
+            if wiped {
+                warn!("somebody has removed the topics of pack {pack}: announcing everything again");
+                self.sent.forget_payloads();
+            }
+            return Ok(wiped);
+        }
+        let known = ours
+            || pack == self.names.bridge_id()
             || self.former.iter().any(|former| former == pack)
             || self.read_back.contains(&self.names.leftover_filters(pack)[0]);
         if !known {

@@ -1,9 +1,11 @@
-//! `--once`, `scan`, `decode` and `simulate` as scripts use them, with the real program and a real pseudo-terminal.
+//! `--once`, `scan`, `decode`, `simulate` and `demo` as scripts use them, with the real program and a real pseudo-terminal.
 
 mod support;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Output, Stdio};
 
@@ -96,6 +98,25 @@ async fn a_port_that_cannot_be_used_is_told_readably() {
     fs::write(&file, "").unwrap();
     let (_, _, err) = run(&directory, &["-1", "-p", file.to_str().unwrap()]).await;
     assert!(err.contains("this is not a serial port"), "{err}");
+
+    // Only root can become somebody without rights.
+    if fs::metadata("/proc/self").unwrap().uid() == 0 {
+        let program = directory.join("bms2mqtt");
+        fs::copy(env!("CARGO_BIN_EXE_bms2mqtt"), &program).unwrap();
+        let board = Board::start(Answers::new(&HOUSE), None, Pace::Unpaced);
+        fs::set_permissions(&board.port, fs::Permissions::from_mode(0o600)).unwrap();
+        let mut command = std::process::Command::new(program);
+        command.current_dir("/").env_clear().uid(65534).args(["-1", "-p", board.port.to_str().unwrap()]);
+        match tokio::task::spawn_blocking(move || command.output()).await.unwrap() {
+            Ok(output) => {
+                let err = String::from_utf8(output.stderr).unwrap();
+                assert!(err.contains("permission denied; add the user to the group"), "{err}");
+            }
+            Err(error) => {
+                eprintln!("not tried without rights: nobody cannot start the program here ({error})")
+            }
+        }
+    }
 
     let (_, _, err) = run(&directory, &["-1", "-p", "tcp://127.0.0.1:1"]).await;
     assert!(err.contains("tcp://127.0.0.1:1: connection refused"), "{err}");
@@ -195,5 +216,18 @@ async fn simulate_serves_captured_frames_and_a_living_pack() {
     let id = simulator.0.id().to_string();
     std::process::Command::new("kill").args(["-s", "TERM", &id]).status().unwrap();
     support::eventually("the link is gone", || (!directory.join("other").is_symlink()).then_some(())).await;
+    fs::remove_dir_all(directory).unwrap();
+}
+
+#[tokio::test]
+async fn the_demo_needs_nothing_and_shows_a_pack_that_lives() {
+    let directory = scratch("demo");
+    let (code, out, err) = run(&directory, &["demo", "--for", "6s", "--listen", "127.0.0.1:0"]).await;
+    assert_eq!((code, err.as_str()), (0, ""), "{out}");
+    assert!(out.contains("The broker is at mqtt://127.0.0.1:"), "{out}");
+    let tables: Vec<&str> = out.split("Demo battery ").skip(1).collect();
+    assert!(tables.len() >= 2, "{out}");
+    assert!(tables.iter().all(|table| table.starts_with("(online)")), "{out}");
+    assert_ne!(tables[0], tables[1], "it lives");
     fs::remove_dir_all(directory).unwrap();
 }

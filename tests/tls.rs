@@ -1,0 +1,312 @@
+//! TLS to the broker: real program, Mosquitto, and certificates that the `openssl` command makes for each test.
+
+mod support;
+
+use std::fs;
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use bms2mqtt::jbd::simulator::Pace;
+use support::{Answers, Board, Broker, HOUSE, Listener, Program, eventually, mosquitto, scratch};
+
+/// Is there what the tests need and the program does not? Says so where it is missing.
+fn tools() -> bool {
+    let openssl = Command::new("openssl").arg("version").stdout(Stdio::null()).status().is_ok();
+    let required = std::env::var("BMS2MQTT_TEST_MOSQUITTO").as_deref() == Ok("required");
+    assert!(openssl || !required, "openssl is required and not installed");
+    let tools = mosquitto().is_some() && openssl;
+    if !tools {
+        eprintln!("skipped: TLS is tested with mosquitto and openssl, and one of them is not installed");
+    }
+    tools
+}
+
+/// For `openssl ca`, which sets both dates, by any version.
+const OPENSSL: &str = "
+[req]
+distinguished_name = nobody
+[nobody]
+[authority]
+basicConstraints = critical, CA:TRUE
+keyUsage = critical, keyCertSign, cRLSign
+[ca]
+default_ca = here
+[here]
+database = index
+serial = serial
+new_certs_dir = .
+certificate = ca.pem
+private_key = ca.key
+default_md = sha256
+unique_subject = no
+policy = any
+[any]
+commonName = supplied
+";
+const THIS_MACHINE: &str = "DNS:localhost, IP:127.0.0.1";
+/// Dates as certificates have them.
+const ALWAYS: &str = "20991231235959Z";
+const LONG_AGO: &str = "20200201000000Z";
+
+/// A certificate authority in a directory of its own.
+struct Authority(PathBuf);
+
+/// PEM files.
+struct Identity {
+    certificate: PathBuf,
+    key: PathBuf,
+}
+
+impl Authority {
+    fn new(directory: &Path, name: &str) -> Authority {
+        let authority = Authority(directory.join(name));
+        fs::create_dir(&authority.0).unwrap();
+        for (file, text) in [("openssl.cnf", OPENSSL), ("index", ""), ("serial", "01\n")] {
+            fs::write(authority.0.join(file), text).unwrap();
+        }
+        let own = "req -x509 -extensions authority -days 3650 -keyout ca.key -out ca.pem";
+        authority.openssl(&format!("{own} {NEW_KEY} -subj /CN={name}"));
+        authority
+    }
+
+    fn certificate(&self) -> PathBuf {
+        self.0.join("ca.pem")
+    }
+
+    /// With these `subjectAltName`s, or with none.
+    fn issue(&self, name: &str, alternative_names: &str, until: &str) -> Identity {
+        self.openssl(&format!("req {NEW_KEY} -subj /CN={name} -keyout {name}.key -out {name}.csr"));
+        let mut extensions = "basicConstraints = CA:FALSE\n".to_owned();
+        if !alternative_names.is_empty() {
+            extensions += &format!("subjectAltName = {alternative_names}\n");
+        }
+        fs::write(self.0.join("extensions"), extensions).unwrap();
+        let dates = format!("-startdate 20200101000000Z -enddate {until}");
+        let files = format!("-in {name}.csr -out {name}.pem -extfile extensions");
+        self.openssl(&format!("ca -batch -notext {files} {dates}"));
+        let file = |ending| self.0.join(format!("{name}.{ending}"));
+        Identity { certificate: file("pem"), key: file("key") }
+    }
+
+    fn openssl(&self, arguments: &str) {
+        let mut command = Command::new("openssl");
+        command.args(arguments.split(' ')).args(["-config", "openssl.cnf"]).current_dir(&self.0);
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{arguments}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+const NEW_KEY: &str = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
+
+/// A broker that has TLS at one port, and none at another, for looking at what is published.
+struct TlsBroker {
+    plain: Broker,
+    port: u16,
+}
+
+impl TlsBroker {
+    async fn start(authority: &Authority, server: &Identity, more: &str) -> TlsBroker {
+        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let settings = format!(
+            "allow_anonymous true\nlistener {} 127.0.0.1\ncafile {}\ncertfile {}\nkeyfile {}\n{more}",
+            address.port(),
+            authority.certificate().display(),
+            server.certificate.display(),
+            server.key.display(),
+        );
+        let plain = Broker::start_with(&settings).await;
+        eventually("the broker listens for TLS", || TcpStream::connect(address).ok()).await;
+        TlsBroker { plain, port: address.port() }
+    }
+
+    fn url(&self, host: &str) -> String {
+        format!("mqtts://{host}:{}", self.port)
+    }
+}
+
+/// A board, and the bridge that publishes it by TLS.
+struct Bridge {
+    directory: PathBuf,
+    answers: Answers,
+    board: Board,
+}
+
+impl Bridge {
+    fn new(directory: &Path) -> Bridge {
+        let answers = Answers::new(&HOUSE);
+        let board = Board::start(answers.clone(), None, Pace::Unpaced);
+        Bridge { directory: directory.to_owned(), answers, board }
+    }
+
+    fn start(&self, url: &str, ca_file: &Path, client: Option<&Identity>) -> Program {
+        let client = client.map_or_else(String::new, |Identity { certificate, key }| {
+            format!(", cert_file: '{}', key_file: '{}'", certificate.display(), key.display())
+        });
+        let mqtt = format!("{{url: '{url}', ca_file: '{}'{client}}}", ca_file.display());
+        let port = self.board.port.display();
+        let yaml = format!("mqtt: {mqtt}\npacks: [{{id: house, port: {port}, interval: 300ms}}]\n");
+        Program::start(&self.directory, &yaml)
+    }
+}
+
+/// Waits until the broker has the pack, and stops the program as the system does.
+async fn publishes(mut program: Program, broker: &TlsBroker, url: &str) {
+    program.logged(&format!("connected to {url}\n")).await;
+    let listener = Listener::start(broker.plain.address).await;
+    listener.wait_for("bms2mqtt/bridge/availability", "online").await;
+    listener.wait_for("bms2mqtt/house/availability", "online").await;
+    listener.wait_for("bms2mqtt/house/voltage", "26.66").await;
+    stops(&mut program).await;
+    listener.wait_for("bms2mqtt/bridge/availability", "offline").await;
+}
+
+/// Waits until the log has this reason as a line of its own, and stops the program.
+async fn fails(mut program: Program, url: &str, reason: &str) {
+    program.logged(&format!(" WARN {url}: TLS: {reason}; trying again until it works\n")).await;
+    assert!(!program.log().contains("connected"));
+    stops(&mut program).await;
+}
+
+async fn stops(program: &mut Program) {
+    program.signal("TERM");
+    assert_eq!(program.ended().await.code(), Some(0));
+}
+
+#[tokio::test]
+async fn a_broker_is_reached_by_the_name_and_by_the_address_in_its_certificate() {
+    if !tools() {
+        return;
+    }
+    let directory = scratch("tls");
+    let authority = Authority::new(&directory, "home");
+    let server = authority.issue("server", THIS_MACHINE, ALWAYS);
+    let broker = TlsBroker::start(&authority, &server, "").await;
+    let bridge = Bridge::new(&directory);
+    for host in ["localhost", "127.0.0.1"] {
+        let url = broker.url(host);
+        publishes(bridge.start(&url, &authority.certificate(), None), &broker, &url).await;
+    }
+}
+
+#[tokio::test]
+async fn a_wrong_authority_is_told_once_and_the_right_one_is_taken_up_without_a_restart() {
+    if !tools() {
+        return;
+    }
+    let directory = scratch("tls-authority");
+    let authority = Authority::new(&directory, "home");
+    let server = authority.issue("server", THIS_MACHINE, ALWAYS);
+    let broker = TlsBroker::start(&authority, &server, "").await;
+    let bridge = Bridge::new(&directory);
+    let url = broker.url("localhost");
+    let ca_file = directory.join("ca.pem");
+    let reason = format!(
+        "the broker's certificate is from an authority that is not in {}; check mqtt.ca_file",
+        ca_file.display()
+    );
+    fs::create_dir(directory.join("earlier")).unwrap();
+    let namesake = Authority::new(&directory.join("earlier"), "home");
+    for wrong in [Authority::new(&directory, "other"), namesake] {
+        fs::copy(wrong.certificate(), &ca_file).unwrap();
+        fails(bridge.start(&url, &ca_file, None), &url, &reason).await;
+    }
+
+    let program = bridge.start(&url, &ca_file, None);
+    program.logged(&reason).await;
+    // Some tries later.
+    bridge.answers.wait_for_polls(12).await;
+    let new = directory.join("new.pem");
+    fs::copy(authority.certificate(), &new).unwrap();
+    fs::rename(&new, &ca_file).unwrap();
+    program.logged("connected to").await;
+    assert_eq!(program.log().matches("TLS").count(), 1, "{}", program.log());
+    publishes(program, &broker, &url).await;
+}
+
+#[tokio::test]
+async fn what_is_wrong_with_the_certificate_of_the_broker_is_told() {
+    if !tools() {
+        return;
+    }
+    let directory = scratch("tls-server");
+    let authority = Authority::new(&directory, "home");
+    let bridge = Bridge::new(&directory);
+    let own = Identity { certificate: authority.certificate(), key: authority.0.join("ca.key") };
+    for (server, host, reason) in [
+        (
+            authority.issue("expired", THIS_MACHINE, LONG_AGO),
+            "localhost",
+            "the broker's certificate has expired; renew it, or correct this machine's clock",
+        ),
+        (
+            authority.issue("elsewhere", "DNS:broker.example, IP:192.0.2.1", ALWAYS),
+            "localhost",
+            "the broker's certificate is not for localhost but for broker.example, 192.0.2.1; \
+             write one of these in mqtt.url",
+        ),
+        (
+            authority.issue("name", "DNS:localhost", ALWAYS),
+            "127.0.0.1",
+            "the broker's certificate is not for 127.0.0.1 but for localhost; write one of these in mqtt.url",
+        ),
+        (
+            authority.issue("nameless", "", ALWAYS),
+            "localhost",
+            "the broker's certificate is for no host; give it the subjectAltName localhost",
+        ),
+        (
+            own,
+            "localhost",
+            "the broker's certificate is that of an authority; let this issue one for the broker",
+        ),
+    ] {
+        let broker = TlsBroker::start(&authority, &server, "").await;
+        let url = broker.url(host);
+        fails(bridge.start(&url, &authority.certificate(), None), &url, reason).await;
+    }
+}
+
+#[tokio::test]
+async fn a_broker_that_wants_a_client_certificate_gets_it() {
+    if !tools() {
+        return;
+    }
+    let directory = scratch("tls-client");
+    let authority = Authority::new(&directory, "home");
+    let server = authority.issue("server", THIS_MACHINE, ALWAYS);
+    let broker = TlsBroker::start(&authority, &server, "require_certificate true\n").await;
+    let bridge = Bridge::new(&directory);
+    let url = broker.url("localhost");
+    let ca_file = authority.certificate();
+    let name = "DNS:bridge.example";
+    for (client, reason) in [
+        (None, "the broker wants a client certificate; give mqtt.cert_file and mqtt.key_file"),
+        (
+            Some(Authority::new(&directory, "other").issue("stranger", name, ALWAYS)),
+            "the broker does not know the authority of our certificate; check mqtt.cert_file",
+        ),
+        (
+            Some(authority.issue("expired", name, LONG_AGO)),
+            "our certificate has expired; renew mqtt.cert_file",
+        ),
+    ] {
+        fails(bridge.start(&url, &ca_file, client.as_ref()), &url, reason).await;
+    }
+    let client = authority.issue("client", name, ALWAYS);
+    publishes(bridge.start(&url, &ca_file, Some(&client)), &broker, &url).await;
+}
+
+#[tokio::test]
+async fn a_port_without_tls_is_told() {
+    if !tools() {
+        return;
+    }
+    let directory = scratch("tls-none");
+    let authority = Authority::new(&directory, "home");
+    let broker = Broker::start().await;
+    let url = broker.url().replace("mqtt:", "mqtts:");
+    let program = Bridge::new(&directory).start(&url, &authority.certificate(), None);
+    program.logged("; check that mqtt.url has the broker's port for TLS; trying again").await;
+    assert!(program.log().contains(&format!(" WARN {url}: TLS: ")), "{}", program.log());
+}
