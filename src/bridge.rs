@@ -24,14 +24,14 @@ const GOODBYE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Runs until `stop` is done.
 pub async fn run(config: Config, stop: impl Future<Output = ()>) {
-    let Config { broker, names, packs, state_dir, .. } = config;
+    let Config { access, names, packs, state_dir, .. } = config;
     // Locks are files: there must be something to hold them.
     let _ = fs::create_dir_all(&state_dir);
     let _locks = lock_packs(&state_dir, &packs);
     let feeds =
         packs.iter().map(|pack| Feed { name: pack.name.clone(), json_topic: pack.json_topic.clone() });
     let publisher =
-        Publisher { broker, names, feeds: feeds.collect(), former: former_packs(&state_dir, &packs) };
+        Publisher { access, names, feeds: feeds.collect(), former: former_packs(&state_dir, &packs) };
     let (sender, receiver) = watch::channel(vec![PackState::default(); packs.len()]);
     let publishing = tokio::spawn(async move { publisher.run(receiver).await });
 

@@ -18,7 +18,7 @@ use tracing::warn;
 
 use crate::cli::Options;
 use crate::link::Address;
-use crate::mqtt::session::{Broker, ClientFiles, Login, Password, Tls};
+use crate::mqtt::access::{Access, ClientFiles, Login, Password, Tls};
 use crate::mqtt::topics::{BRIDGE, Names, PackName};
 
 mod file;
@@ -34,7 +34,7 @@ const DEFAULT_FILES: [&str; 4] =
 pub struct Config {
     /// `None` when flags and environment say everything.
     pub file: Option<PathBuf>,
-    pub broker: Broker,
+    pub access: Access,
     pub names: Names,
     /// At least one.
     pub packs: Vec<Pack>,
@@ -172,7 +172,7 @@ impl Config {
         let text = |text: &str| text.to_owned();
         Config {
             file: None,
-            broker: Broker {
+            access: Access {
                 host,
                 port,
                 tls: None,
@@ -305,14 +305,14 @@ impl Settings {
                 Problem::new("is the discovery prefix too", "give values a base_topic of their own");
             return Err(self.error("mqtt.base_topic", problem));
         }
-        let broker = self.broker()?;
+        let access = self.access()?;
         let packs = self.packs(&names)?;
         let state_dir = self.get("state_dir", value::path)?.unwrap_or_else(default_state_dir);
         let console = self.get("console", value::flag)?.unwrap_or(false);
-        Ok(Config { file: self.file, broker, names, packs, state_dir, console })
+        Ok(Config { file: self.file, access, names, packs, state_dir, console })
     }
 
-    fn broker(&self) -> Result<Broker, Error> {
+    fn access(&self) -> Result<Access, Error> {
         let url = self.get("mqtt.url", value::broker_url)?.unwrap_or_default();
         let files = [
             ("mqtt.ca_file", self.readable_file("mqtt.ca_file")?),
@@ -353,7 +353,7 @@ impl Settings {
         let client_id = self.get("mqtt.client_id", value::text)?;
         let keep_alive = self.get("mqtt.keep_alive", |text| value::duration(text, KEEP_ALIVE))?;
         let birth_topic = self.get("home_assistant.birth_topic", value::topic)?;
-        Ok(Broker {
+        Ok(Access {
             host: url.host,
             port: url.port,
             tls,

@@ -8,7 +8,7 @@ use crate::config::{Config, Pack};
 use crate::home_assistant::catalogue::CATALOGUE;
 use crate::home_assistant::discovery::ID_PREFIX;
 use crate::link::Address;
-use crate::mqtt::session::Broker;
+use crate::mqtt::access::Access;
 
 pub fn run(config: &Config) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
@@ -26,7 +26,7 @@ pub fn run(config: &Config) -> Result<(), Failure> {
 
 /// What is configured, a line for each thing. Never a password.
 pub fn describe(config: &Config) -> String {
-    let Config { broker, names, packs, state_dir, console, .. } = config;
+    let Config { access, names, packs, state_dir, console, .. } = config;
     let mut text = String::new();
     // Writing to a String cannot fail.
     let mut line = |what: std::fmt::Arguments<'_>| {
@@ -35,10 +35,10 @@ pub fn describe(config: &Config) -> String {
     if *console {
         line(format_args!("one-line JSON on standard output, no broker"));
     } else {
-        line(format_args!("broker {broker}{}", login(broker)));
+        line(format_args!("broker {access}{}", login(access)));
         if names.discovery {
             let prefix = &names.discovery_prefix;
-            line(format_args!("discovery under {prefix}/, again when {} says online", broker.birth_topic));
+            line(format_args!("discovery under {prefix}/, again when {} says online", access.birth_topic));
         } else {
             line(format_args!("no discovery"));
         }
@@ -65,8 +65,8 @@ pub fn describe(config: &Config) -> String {
     text
 }
 
-fn login(broker: &Broker) -> String {
-    match &broker.login {
+fn login(access: &Access) -> String {
+    match &access.login {
         Some(login) => format!(" as user {} with {:?}", login.username, login.password),
         None => String::new(),
     }

@@ -140,6 +140,10 @@ pub fn broker_url(text: &str) -> Result<BrokerUrl, Problem> {
         _ => return Err(Problem::new(format!("{scheme}:// is not MQTT over TCP"), example)),
     };
     let (host, port) = host_and_port(rest.strip_suffix('/').unwrap_or(rest))?;
+    if tls && host.starts_with('[') {
+        let right = "write the broker's name, or its IPv4 address";
+        return Err(Problem::new(format!("\"{host}\" cannot be compared with a certificate"), right));
+    }
     Ok(BrokerUrl { tls, host, port: port.unwrap_or(if tls { 8883 } else { 1883 }) })
 }
 
@@ -181,9 +185,17 @@ mod tests {
             let expected = BrokerUrl { tls, host: host.to_owned(), port };
             assert_eq!(broker_url(text).unwrap(), expected, "{text}");
         }
-        for text in
-            ["", "localhost", "http://x", "mqtt://", "mqtt://:1883", "mqtt://x:0", "mqtt://x:y", "mqtt://::1"]
-        {
+        for text in [
+            "",
+            "localhost",
+            "http://x",
+            "mqtt://",
+            "mqtt://:1883",
+            "mqtt://x:0",
+            "mqtt://x:y",
+            "mqtt://::1",
+            "mqtts://[::1]",
+        ] {
             assert!(broker_url(text).is_err(), "{text}");
         }
     }

@@ -1,5 +1,6 @@
 //! Towards the broker: what should stand there, one session with it, and a small broker of our own.
 
+pub mod access;
 pub mod broker;
 pub mod session;
 pub mod topics;
