@@ -3,6 +3,8 @@
 //! A report and no test: it ends well whatever the figures are, and with 1 only where none can be taken. It takes
 //! about a minute, and Linux: CPU time and memory are what `/proc` says of the running program. `FIGURES_BINARY` names
 //! another build of the program to take them of, which is how profiles are compared.
+//!
+//! Cargo builds the program for this with what the tests want of tokio (`test-util`), which is 2 KB more than a release.
 
 #[path = "../tests/support/mod.rs"]
 mod support;

@@ -48,6 +48,8 @@ pub struct Pack {
     pub name: PackName,
     pub address: Address,
     pub interval: Duration,
+    /// So many polls in a row without a reading make the pack `offline`; one may be noise.
+    pub offline_after: u32,
     /// Where its one-line JSON goes at every poll.
     pub json_topic: Option<String>,
 }
@@ -456,6 +458,7 @@ impl Settings {
             name: PackName { id, name: self.get(&key("name"), value::text)?.unwrap_or(name) },
             address,
             interval: interval.unwrap_or(Duration::from_secs(5)),
+            offline_after: self.get(&key("offline_after"), value::count)?.unwrap_or(DEFAULT_OFFLINE_AFTER),
             json_topic: self.get(&key("json_topic"), value::topic)?,
         })
     }
@@ -468,6 +471,7 @@ const DEFAULT_PREFIX: &str = "homeassistant";
 const DEFAULT_BIRTH_TOPIC: &str = "homeassistant/status";
 /// A broker calls a client dead after one and a half of it.
 const DEFAULT_KEEP_ALIVE: Duration = Duration::from_secs(10);
+pub const DEFAULT_OFFLINE_AFTER: u32 = 3;
 /// What JBD boards speak, on every kind of line.
 pub const DEFAULT_BAUD: u32 = 9600;
 const KEEP_ALIVE: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(3600)];

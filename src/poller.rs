@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
@@ -10,17 +10,22 @@ use tracing::{debug, info, warn};
 
 use crate::config::Pack;
 use crate::jbd::board::{self, Board};
+use crate::jbd::message::register;
 use crate::json_line::json_line;
 use crate::link::{self, Link, OpenError};
 use crate::meter::Meter;
-use crate::pack::state::{Identity, JsonLine, PackState};
+use crate::pack::state::{Identity, JsonLine, LineStatistics, PackState};
 
-/// So many polls in a row without a reading make the pack `offline`; one may be noise.
-const SILENT_POLLS: u32 = 3;
+/// A board that has never told its cells, and so often in a row has told the rest, does not tell them.
+const POLLS_WITHOUT_CELLS: u32 = 2;
 /// How often a missing port is tried at most, however short the interval.
 const REOPEN: Duration = Duration::from_millis(200);
 /// How often the board's counters are asked for.
 const COUNTERS: Duration = Duration::from_secs(300);
+/// How often the line's statistics are renewed while nothing goes wrong.
+const STATISTICS: Duration = Duration::from_secs(300);
+/// How often they are told in the log.
+const REPORT: Duration = Duration::from_secs(3600);
 
 /// Polls until `stop`, and keeps the pack's place in the states up to date.
 pub async fn run(
@@ -38,11 +43,16 @@ pub async fn run(
         states,
         place,
         board: None,
+        opened: false,
         open_after: Instant::now(),
         meter: Meter::new(&pack.name.id, file, longest_gap),
         counters_after: None,
         silent: 0,
-        polls: 0,
+        without_cells: 0,
+        line: LineStatistics::default(),
+        statistics_after: None,
+        report_after: Instant::now() + REPORT,
+        reported: LineStatistics::default(),
         complaint: String::new(),
     };
     let mut ticks = interval(pack.interval);
@@ -74,6 +84,8 @@ struct Poller<'a> {
     states: Arc<watch::Sender<Vec<PackState>>>,
     place: usize,
     board: Option<Board<Link>>,
+    /// Has there been a link?
+    opened: bool,
     open_after: Instant,
     meter: Meter,
     /// `None` until the board has been asked for its name and counters on this link; then when the counters are due
@@ -81,24 +93,33 @@ struct Poller<'a> {
     counters_after: Option<Option<Instant>>,
     /// Polls in a row without a reading.
     silent: u32,
-    polls: u64,
+    /// Polls of a board that tells the pack's totals and has not told a cell yet.
+    without_cells: u32,
+    line: LineStatistics,
+    /// `None` until they have been shown.
+    statistics_after: Option<Instant>,
+    report_after: Instant,
+    /// As they were told in the log last.
+    reported: LineStatistics,
     /// What was last said of this pack in the log.
     complaint: String,
 }
 
 impl Poller<'_> {
     async fn turn(&mut self) {
-        self.polls += 1;
-        let began = Instant::now();
-        match self.poll().await {
+        let before = self.line;
+        self.line.polls += 1;
+        let outcome = self.poll().await;
+        self.add_up();
+        match outcome {
             Ok(()) => {
-                debug!(pack = self.pack.name.id, "polled in {} ms", began.elapsed().as_millis());
                 if !std::mem::take(&mut self.complaint).is_empty() {
                     info!(pack = self.pack.name.id, "the board answers");
                 }
             }
             Err(failure) => self.fail(failure),
         }
+        self.show_statistics(before);
     }
 
     async fn poll(&mut self) -> Result<(), Failure> {
@@ -109,11 +130,26 @@ impl Poller<'_> {
                 self.open_after = Instant::now() + REOPEN;
                 let link = link::open(&self.pack.address).await.map_err(Failure::Open)?;
                 self.counters_after = None;
+                self.line.reopened_links += u64::from(self.opened);
+                self.opened = true;
                 self.board.insert(Board::new(link))
             }
         };
-        let reading = board.poll().await.map_err(Failure::Board)?;
+        let began = Instant::now();
+        let tells_cells = self.without_cells < POLLS_WITHOUT_CELLS;
+        let answer = if tells_cells { board.poll().await } else { board.poll_totals().await };
+        if matches!(answer, Err(board::Error::NoAnswer { register: register::CELL_VOLTAGES, .. })) {
+            let had_cells = |state: &PackState| state.reading.as_ref().is_some_and(|r| !r.cells.is_empty());
+            if !had_cells(&self.states.borrow()[self.place]) {
+                self.without_cells += 1;
+            }
+        }
+        let reading = answer.map_err(Failure::Board)?;
         let now = Instant::now();
+        let took = now - began;
+        self.line.response_time = Some(took);
+        self.line.last_success = Some(SystemTime::now());
+        debug!(pack = self.pack.name.id, "polled in {} ms", took.as_millis());
         if let Some(totals) = &reading.totals {
             self.meter.count(now, totals.power());
         }
@@ -122,7 +158,7 @@ impl Poller<'_> {
             .pack
             .json_topic
             .is_some()
-            .then(|| JsonLine { poll: self.polls, text: json_line(Some(&reading)) });
+            .then(|| JsonLine { poll: self.line.polls, text: json_line(Some(&reading)) });
         self.silent = 0;
         self.change(|state| {
             state.answering = Some(true);
@@ -153,16 +189,48 @@ impl Poller<'_> {
         Ok(())
     }
 
+    /// Takes over what the board has counted.
+    fn add_up(&mut self) {
+        let tally = self.board.as_mut().map(Board::take_tally).unwrap_or_default();
+        self.line.retries += tally.retries;
+        self.line.timeouts += tally.timeouts;
+        self.line.checksum_errors += tally.checksum_errors;
+    }
+
+    fn show_statistics(&mut self, before: LineStatistics) {
+        let now = Instant::now();
+        let went_wrong =
+            |line: &LineStatistics| (line.retries, line.timeouts, line.checksum_errors, line.reopened_links);
+        let due = self.statistics_after.is_none_or(|due| now >= due);
+        if due || went_wrong(&self.line) != went_wrong(&before) {
+            self.statistics_after = Some(now + STATISTICS);
+            self.change(|state| state.line = Some(self.line));
+        }
+        if now >= self.report_after {
+            self.report_after = now + REPORT;
+            let (line, before) = (self.line, std::mem::replace(&mut self.reported, self.line));
+            info!(
+                pack = self.pack.name.id,
+                "in the last hour {} polls, {} retries, {} timeouts, {} checksum errors, {} links opened again",
+                line.polls - before.polls,
+                line.retries - before.retries,
+                line.timeouts - before.timeouts,
+                line.checksum_errors - before.checksum_errors,
+                line.reopened_links - before.reopened_links,
+            );
+        }
+    }
+
     fn fail(&mut self, failure: Failure) {
         self.silent += 1;
         let never_answered = self.states.borrow()[self.place].reading.is_none();
-        let gone = self.silent >= SILENT_POLLS || never_answered;
+        let gone = self.silent >= self.pack.offline_after || never_answered;
         // A line that broke, and a board that stays silent, may do better through a link opened anew.
         if gone || matches!(failure, Failure::Board(board::Error::Line(_))) {
             self.board = None;
         }
         let json_line =
-            self.pack.json_topic.is_some().then(|| JsonLine { poll: self.polls, text: json_line(None) });
+            self.pack.json_topic.is_some().then(|| JsonLine { poll: self.line.polls, text: json_line(None) });
         self.change(|state| {
             if gone {
                 state.answering = Some(false);

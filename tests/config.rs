@@ -56,6 +56,13 @@ const WRONG: &[(&str, &str, &str, &str, &str)] = &[
     ("packs:\n  - port: a\n    interval: 5", "config.yaml:3", "packs[0].interval", "no unit", "5s"),
     ("packs:\n  - port: a\n    interval: soon", "config.yaml:3", "packs[0].interval", "\"soon\"", "5s"),
     ("packs:\n  - port: a\n    interval: 0s", "config.yaml:3", "packs[0].interval", "out of range", "10ms"),
+    (
+        "packs:\n  - port: a\n    offline_after: 0",
+        "config.yaml:3",
+        "packs[0].offline_after",
+        "\"0\"",
+        "1 to 1000",
+    ),
     ("packs:\n  - port: a\n    name: ''", "config.yaml:3", "packs[0].name", "is empty", "write something"),
     (
         "packs:\n  - port: a\n    json_topic: a/#",

@@ -36,6 +36,10 @@ fn keys(cells: usize, temperatures: usize) -> Vec<String> {
     keys
 }
 
+/// What tells of the line, and is there without a board too.
+const LINE: [&str; 7] =
+    ["polls", "retries", "timeouts", "checksum_errors", "reopened_links", "response_time", "last_success"];
+
 fn config(broker: &Broker, packs: &[(&str, &Path)]) -> String {
     let mut yaml = format!("mqtt: {{url: '{}'}}\npacks:\n", broker.url());
     for (id, port) in packs {
@@ -303,7 +307,8 @@ async fn a_pack_that_is_not_there_shows_its_connection_only() {
     listener.wait_for("bms2mqtt/house/availability", "offline").await;
     listener.wait_for("bms2mqtt/house/connection", "OFF").await;
     let retained = broker.retained().await;
-    let topics: Vec<&str> = retained.keys().map(String::as_str).collect();
+    let of_the_line = |topic: &str| LINE.iter().any(|key| topic.contains(&format!("/{key}")));
+    let topics: Vec<&str> = retained.keys().map(String::as_str).filter(|topic| !of_the_line(topic)).collect();
     assert_eq!(
         topics,
         [
@@ -502,4 +507,41 @@ async fn two_bridges_leave_each_others_packs_alone() {
     announced(&broker, "bank", &keys(16, 4)).await;
     two.logged("pack house at this base topic is not ours").await;
     announced(&broker, "house", &keys(8, 2)).await;
+}
+
+#[tokio::test]
+async fn a_board_that_keeps_silent_about_its_cells_gives_what_it_has() {
+    let broker = Broker::start().await;
+    let directory = scratch("no-cells");
+    let answers = Answers::new(&HOUSE[..1]);
+    answers.silent_about(4);
+    let board = Board::start(answers, None, Pace::Unpaced);
+    let _program = Program::start(&directory, &config(&broker, &[("house", &board.port)]));
+    let keys: Vec<String> =
+        ["voltage", "state_of_charge", "cell_8_balancing", "protections"].map(str::to_owned).into();
+    let retained = announced(&broker, "house", &keys).await;
+    assert_eq!(retained["bms2mqtt/house/availability"], "online");
+    assert!(!retained.contains_key("bms2mqtt/house/cell_1_voltage"));
+    assert!(!retained.contains_key("bms2mqtt/house/minimum_cell_voltage"));
+}
+
+#[tokio::test]
+async fn what_cannot_be_is_shown_as_doubted() {
+    let broker = Broker::start().await;
+    let directory = scratch("doubts");
+    let answers = Answers::new(&HOUSE);
+    answers.change(3, |data| {
+        data[21] = 9; // cells, of which 8 have a voltage
+        data[23..25].copy_from_slice(&[0, 0]); // temperature 1: 0 K
+    });
+    let board = Board::start(answers.clone(), None, Pace::Unpaced);
+    let _program = Program::start(&directory, &config(&broker, &[("house", &board.port)]));
+    let retained = announced(&broker, "house", &keys(8, 2)).await;
+    assert_eq!(retained["bms2mqtt/house/implausible_values"], "cell_count,temperature_1");
+    assert_eq!(retained["bms2mqtt/house/temperature_1"], "None");
+    assert_eq!(retained["bms2mqtt/house/temperature_2"], "22.4");
+    answers.set(HOUSE[0]);
+    let listener = Listener::start(broker.address).await;
+    listener.wait_for("bms2mqtt/house/implausible_values", "none").await;
+    listener.wait_for("bms2mqtt/house/temperature_1", "22.2").await;
 }

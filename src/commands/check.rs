@@ -44,7 +44,7 @@ pub fn describe(config: &Config) -> String {
         }
         line(format_args!("energy totals in {}", state_dir.display()));
     }
-    for Pack { name, address, interval, json_topic } in packs {
+    for Pack { name, address, interval, json_topic, .. } in packs {
         let every = humantime::format_duration(*interval);
         let baud = match address {
             Address::Serial { baud, .. } => format!(" at {baud} baud"),

@@ -14,7 +14,7 @@ use tokio::time::{Instant, interval_at, sleep};
 use super::{Failure, stop_signal};
 use crate::bridge;
 use crate::cli::DemoArgs;
-use crate::config::{Config, DEFAULT_BAUD, Pack};
+use crate::config::{Config, DEFAULT_BAUD, DEFAULT_OFFLINE_AFTER, Pack};
 use crate::jbd::simulator::{LivingPack, Pace, Settings, serve, terminal};
 use crate::link::Address;
 use crate::mqtt::broker::{Broker, Retained};
@@ -37,6 +37,7 @@ pub async fn run(args: &DemoArgs) -> Result<(), Failure> {
             name: PackName { id: ID.to_owned(), name: "Demo battery".to_owned() },
             address: Address::Serial { path: terminal.path().display().to_string(), baud: DEFAULT_BAUD },
             interval: Duration::from_secs(1),
+            offline_after: DEFAULT_OFFLINE_AFTER,
             json_topic: None,
         }],
         state_dir: state_dir.clone(),

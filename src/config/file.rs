@@ -143,6 +143,7 @@ struct YamlPack {
     port: Option<String>,
     baud: Option<String>,
     interval: Option<String>,
+    offline_after: Option<String>,
     json_topic: Option<String>,
 }
 
@@ -184,6 +185,7 @@ fn read_yaml(path: &Path, text: &str) -> Result<Settings, Error> {
             ("port", pack.port),
             ("baud", pack.baud),
             ("interval", pack.interval),
+            ("offline_after", pack.offline_after),
             ("json_topic", pack.json_topic),
         ] {
             add(format!("packs[{place}].{key}"), text);

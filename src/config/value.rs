@@ -76,6 +76,12 @@ pub fn baud(text: &str) -> Result<u32, Problem> {
     baud.ok_or_else(|| Problem::new(format!("\"{text}\" is not a baud rate"), "JBD boards speak 9600"))
 }
 
+pub fn count(text: &str) -> Result<u32, Problem> {
+    let count = text.parse().ok().filter(|count| (1..=1000).contains(count));
+    count
+        .ok_or_else(|| Problem::new(format!("\"{text}\" is no such number"), "write a number from 1 to 1000"))
+}
+
 pub fn duration(text: &str, [least, most]: [Duration; 2]) -> Result<Duration, Problem> {
     let example = "write a time such as 5s, 500ms or 1m";
     if text.parse::<f64>().is_ok() {

@@ -4,11 +4,12 @@
 //! own slug of the name, so that both give the same entity id; keys never change, names may.
 
 use std::fmt;
+use std::time::SystemTime;
 
 use crate::pack::decimal::Decimal;
 use crate::pack::protection::{Protection, Protections};
-use crate::pack::reading::{Counters, Date, Reading, Totals};
-use crate::pack::state::PackState;
+use crate::pack::reading::{Counters, Date, Doubts, Reading, Totals, is_plausible_temperature};
+use crate::pack::state::{LineStatistics, PackState};
 
 pub struct Entity {
     /// `{n}` stands for a number from 1, as in `cell_{n}_voltage`.
@@ -56,6 +57,8 @@ pub enum Source {
     Protection(Protection),
     /// A counter of trips.
     Counter(fn(&Counters) -> Option<u16>),
+    /// How the line does.
+    Line(fn(&LineStatistics) -> Option<Value>),
 }
 
 /// A value, which prints as the bare payload of its topic.
@@ -66,6 +69,10 @@ pub enum Value {
     Flag(bool),
     Protections(Protections),
     Date(Date),
+    Time(SystemTime),
+    Doubts(Doubts),
+    /// There is such a value, and what the board says of it cannot be: Home Assistant's "unknown".
+    Unknown,
 }
 
 impl fmt::Display for Value {
@@ -78,6 +85,10 @@ impl fmt::Display for Value {
             Value::Protections(none) if none.is_empty() => f.write_str("none"),
             Value::Protections(active) => active.fmt(f),
             Value::Date(Date { year, month, day }) => write!(f, "{year:04}-{month:02}-{day:02}"),
+            Value::Doubts(none) if none.is_empty() => f.write_str("none"),
+            Value::Doubts(doubts) => doubts.fmt(f),
+            Value::Unknown => f.write_str("None"),
+            Value::Time(time) => humantime::format_rfc3339_seconds(*time).fmt(f),
         }
     }
 }
@@ -93,6 +104,7 @@ impl Entity {
             Source::Counter(take) => {
                 state.counters.as_ref().and_then(take).map(|count| Value::Count(count.into()))
             }
+            Source::Line(take) => state.line.as_ref().and_then(take),
             Source::Each { count, value } => {
                 for place in 0..count(state) {
                     if let Some(value) = value(state, place) {
@@ -189,6 +201,14 @@ const fn counter(key: &'static str, name: &'static str, take: fn(&Counters) -> O
         .icon("mdi:counter")
 }
 
+const fn line(key: &'static str, name: &'static str, take: fn(&LineStatistics) -> Option<Value>) -> Entity {
+    Entity {
+        // What went wrong with the board is to be seen above all while it does not answer.
+        without_board: true,
+        ..Entity::new(Component::Sensor, key, name, Source::Line(take)).diagnostic().disabled()
+    }
+}
+
 fn totals(state: &PackState) -> Option<&Totals> {
     state.reading.as_ref()?.totals.as_ref()
 }
@@ -273,7 +293,14 @@ pub const CATALOGUE: &[Entity] = &[
         "temperature_{n}",
         "Temperature {n}",
         |s| totals(s).map_or(0, |t| t.temperatures.len()),
-        |s, place| totals(s)?.temperatures.get(place).copied().map(Value::Number),
+        |s, place| {
+            let temperature = *totals(s)?.temperatures.get(place)?;
+            Some(if is_plausible_temperature(temperature) {
+                Value::Number(temperature)
+            } else {
+                Value::Unknown
+            })
+        },
     )
     .class("temperature")
     .measurement("°C", 1),
@@ -342,6 +369,11 @@ pub const CATALOGUE: &[Entity] = &[
             .class("connectivity")
             .diagnostic()
     },
+    sensor("implausible_values", "Implausible values", |s| {
+        s.reading.as_ref().map(|reading| Value::Doubts(reading.doubts()))
+    })
+    .diagnostic()
+    .icon("mdi:alert-circle-outline"),
     sensor("production_date", "Production date", |s| totals(s)?.production_date.map(Value::Date))
         .class("date")
         .diagnostic()
@@ -366,6 +398,21 @@ pub const CATALOGUE: &[Entity] = &[
     counter("pack_overvoltage_count", "Pack overvoltage count", |c| Some(c.pack_overvoltage)),
     counter("pack_undervoltage_count", "Pack undervoltage count", |c| Some(c.pack_undervoltage)),
     counter("system_restart_count", "System restart count", |c| c.system_restarts),
+    line("polls", "Polls", |l| Some(Value::Count(l.polls))).total(0).icon("mdi:counter"),
+    line("retries", "Retries", |l| Some(Value::Count(l.retries))).total(0).icon("mdi:counter"),
+    line("timeouts", "Timeouts", |l| Some(Value::Count(l.timeouts))).total(0).icon("mdi:counter"),
+    line("checksum_errors", "Checksum errors", |l| Some(Value::Count(l.checksum_errors)))
+        .total(0)
+        .icon("mdi:counter"),
+    line("reopened_links", "Reopened links", |l| Some(Value::Count(l.reopened_links)))
+        .total(0)
+        .icon("mdi:counter"),
+    line("response_time", "Response time", |l| {
+        Some(Value::Count(l.response_time?.as_millis().try_into().unwrap_or(u64::MAX)))
+    })
+    .class("duration")
+    .measurement("ms", 0),
+    line("last_success", "Last success", |l| l.last_success.map(Value::Time)).class("timestamp"),
 ];
 
 #[cfg(test)]
@@ -411,6 +458,7 @@ mod tests {
                 Some("battery") => &[Some("%")],
                 Some("energy") => &[Some("kWh")],
                 Some("temperature") => &[Some("°C")],
+                Some("duration") => &[Some("ms")],
                 Some(_) => &[None],
                 None => &[None, Some("Ah")],
             };

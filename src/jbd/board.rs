@@ -80,17 +80,35 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
+/// What went wrong on a line, whether or not asking again made it good.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Questions asked again.
+    pub retries: u64,
+    /// Questions, first or again, after which nothing came.
+    pub timeouts: u64,
+    /// Questions, first or again, after which something came and no right answer among it.
+    pub checksum_errors: u64,
+}
+
 /// A board at the other end of a line.
 pub struct Board<L> {
     line: L,
     /// What has come and is not yet part of a frame.
     buffer: Vec<u8>,
     request: Vec<u8>,
+    tally: Tally,
 }
 
 impl<L: AsyncRead + AsyncWrite + Unpin> Board<L> {
     pub fn new(line: L) -> Board<L> {
-        Board { line, buffer: Vec::with_capacity(2 * LONGEST), request: Vec::new() }
+        let buffer = Vec::with_capacity(2 * LONGEST);
+        Board { line, buffer, request: Vec::new(), tally: Tally::default() }
+    }
+
+    /// What went wrong since this was last asked.
+    pub fn take_tally(&mut self) -> Tally {
+        std::mem::take(&mut self.tally)
     }
 
     /// One poll: registers 0x03 and 0x04.
@@ -106,6 +124,15 @@ impl<L: AsyncRead + AsyncWrite + Unpin> Board<L> {
             (None, None, Some(refusal)) => Err(refusal),
             _ => Ok(reading(info.as_ref(), cells.as_ref())),
         }
+    }
+
+    /// One poll of a board that keeps silent about its cells: register 0x03 alone.
+    ///
+    /// # Errors
+    /// Every [`Error`] of the register.
+    pub async fn poll_totals(&mut self) -> Result<Reading, Error> {
+        let info = self.ask(register::BASIC_INFO, BasicInfo::decode).await?;
+        Ok(reading(Some(&info), None))
     }
 
     /// Register 0x05; `None` when the board has no name or does not tell it.
@@ -134,7 +161,8 @@ impl<L: AsyncRead + AsyncWrite + Unpin> Board<L> {
         self.request.clear();
         Request::read(register).encode(&mut self.request);
         let mut heard = Heard::Nothing;
-        for _ in 0..TRIES {
+        for attempt in 0..TRIES {
+            self.tally.retries += u64::from(attempt > 0);
             self.discard_what_came_late().await?;
             debug!("→ {}", Hex(&self.request));
             self.line.write_all(&self.request).await.map_err(Error::Line)?;
@@ -145,10 +173,14 @@ impl<L: AsyncRead + AsyncWrite + Unpin> Board<L> {
             match outcome.await.map_err(Error::Line)? {
                 Ok(message) => return Ok(message),
                 Err(Wrong::Refused(status)) => return Err(Error::Refused { register, status }),
-                Err(Wrong::Malformed(malformed)) => heard = Heard::Malformed(malformed),
-                Err(Wrong::Missing { bytes: 0 }) => {}
+                Err(Wrong::Missing { bytes: 0 }) => {
+                    self.tally.timeouts += 1;
+                    continue;
+                }
                 Err(Wrong::Missing { bytes }) => heard = Heard::OtherBytes(bytes),
+                Err(Wrong::Malformed(malformed)) => heard = Heard::Malformed(malformed),
             }
+            self.tally.checksum_errors += 1;
         }
         Err(Error::NoAnswer { register, heard })
     }
@@ -363,6 +395,18 @@ mod tests {
         let (reading, asked) = poll(&[&broken, &INFO, &CELLS]).await;
         assert_eq!(voltage(&reading).as_deref(), Some("26.66"));
         assert_eq!(asked, [0x03, 0x03, 0x04]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn every_question_that_fails_is_counted_once() {
+        let mut broken = INFO;
+        broken[4] ^= 1;
+        let script: [&[u8]; 4] = [SILENCE, &broken, &INFO, SILENCE];
+        let (mut board, _asked) = scripted(script.map(<[u8]>::to_vec).to_vec());
+        assert!(board.poll().await.is_err());
+        // 0x03: nothing, something wrong, right; 0x04: nothing three times.
+        assert_eq!(board.take_tally(), Tally { retries: 4, timeouts: 4, checksum_errors: 1 });
+        assert_eq!(board.take_tally(), Tally::default());
     }
 
     #[tokio::test(start_paused = true)]

@@ -2,6 +2,8 @@
 //!
 //! A board need not have everything: what it does not answer is absent here, never zero.
 
+use std::fmt;
+
 use super::decimal::{Decimal, divide_rounding};
 use super::protection::Protections;
 
@@ -41,6 +43,43 @@ pub struct Totals {
     pub cell_count: u8,
     pub software_version: SoftwareVersion,
     pub production_date: Option<Date>,
+}
+
+/// What a right frame says and what yet cannot be. It is shown, not dropped silently.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Doubts {
+    /// The board counts other cells than it gives voltages of; those that have a voltage are shown.
+    pub cell_count: bool,
+    /// Bit 0 is temperature 1: off the scale, so its value is unknown.
+    pub temperatures: u32,
+}
+
+impl Doubts {
+    pub const fn is_empty(self) -> bool {
+        !self.cell_count && self.temperatures == 0
+    }
+}
+
+/// The keys of what is doubted, comma separated.
+impl fmt::Display for Doubts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut comma = "";
+        if self.cell_count {
+            f.write_str("cell_count")?;
+            comma = ",";
+        }
+        for place in (0..u32::BITS).filter(|place| self.temperatures & (1 << place) != 0) {
+            write!(f, "{comma}temperature_{}", place + 1)?;
+            comma = ",";
+        }
+        Ok(())
+    }
+}
+
+/// No thermistor beside a battery reads below -40 or above 150 °C: a probe that is broken or not there does. A probe
+/// that is not connected was also seen to read -30.0 °C, which cannot be told from a winter.
+pub fn is_plausible_temperature(temperature: Decimal) -> bool {
+    (-400..=1500).contains(&temperature.round_to(1).digits())
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,6 +138,18 @@ impl Reading {
         }
     }
 
+    pub fn doubts(&self) -> Doubts {
+        let Some(totals) = &self.totals else {
+            return Doubts::default();
+        };
+        let temperatures = totals.temperatures.iter().take(u32::BITS as usize).enumerate();
+        let off_the_scale = temperatures.filter(|(_, temperature)| !is_plausible_temperature(**temperature));
+        Doubts {
+            cell_count: !self.cells.is_empty() && self.cells.len() != usize::from(totals.cell_count),
+            temperatures: off_the_scale.fold(0, |bits, (place, _)| bits | 1 << place),
+        }
+    }
+
     /// Number (from 1) and voltage of the lowest cell; of equal ones the first.
     pub fn lowest_cell(&self) -> Option<(usize, Decimal)> {
         let lowest = self.cells.iter().enumerate().min_by_key(|(_, v)| v.digits());
@@ -149,6 +200,23 @@ mod tests {
     fn a_cell_without_voltage_counts() {
         // A broken sense wire reads 0 mV: it must show, not vanish from the minimum.
         assert_eq!(cells(&[3300, 0]).lowest_cell(), Some((2, Decimal::new(0, 3))));
+    }
+
+    #[test]
+    fn a_temperature_is_believed_on_the_scale_of_thermistors() {
+        for (tenths, believed) in
+            [(-2731, false), (-401, false), (-400, true), (-300, true), (1500, true), (1501, false)]
+        {
+            assert_eq!(is_plausible_temperature(Decimal::new(tenths, 1)), believed, "{tenths}");
+        }
+    }
+
+    #[test]
+    fn doubts_name_what_they_are_about() {
+        assert!(Doubts::default().is_empty());
+        let doubts = Doubts { cell_count: true, temperatures: 0b101 };
+        assert_eq!(doubts.to_string(), "cell_count,temperature_1,temperature_3");
+        assert_eq!(Doubts { cell_count: false, ..doubts }.to_string(), "temperature_1,temperature_3");
     }
 
     #[test]

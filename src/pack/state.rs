@@ -1,5 +1,7 @@
 //! What is known of a pack now: what the poller hands to the publisher.
 
+use std::time::{Duration, SystemTime};
+
 use super::energy::Energy;
 use super::reading::{Counters, Reading};
 
@@ -15,6 +17,8 @@ pub struct PackState {
     pub counters: Option<Counters>,
     /// `None` until what was counted before has been loaded.
     pub energy: Option<Energy>,
+    /// How the line does, as of a while ago: see [`LineStatistics`].
+    pub line: Option<LineStatistics>,
     /// The one-line JSON of the last poll, where a topic for it is configured.
     pub json_line: Option<JsonLine>,
 }
@@ -24,6 +28,27 @@ pub struct PackState {
 pub struct Identity {
     /// The board's own name; `None` where it has none.
     pub model: Option<String>,
+}
+
+/// What has happened on a pack's line since the start.
+///
+/// Polls and times are others at every poll, and would be news at every poll; so what is shown is renewed when
+/// something went wrong, and else only now and then.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LineStatistics {
+    pub polls: u64,
+    /// Questions asked again.
+    pub retries: u64,
+    /// Questions, first or again, after which nothing came.
+    pub timeouts: u64,
+    /// Questions, first or again, after which something came and no right answer among it.
+    pub checksum_errors: u64,
+    /// How often the link was opened after the first time.
+    pub reopened_links: u64,
+    /// Of the last good poll: from its first question to its last answer.
+    pub response_time: Option<Duration>,
+    /// When the last good poll was.
+    pub last_success: Option<SystemTime>,
 }
 
 /// The line of one poll: `poll` tells two equal lines of two polls apart.

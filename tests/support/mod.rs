@@ -247,6 +247,7 @@ pub struct Answers(Arc<Mutex<State>>);
 struct State {
     frames: BTreeMap<u8, Vec<u8>>,
     mute: bool,
+    silent_about: Option<u8>,
     asked: u64,
 }
 
@@ -281,6 +282,11 @@ impl Answers {
         self.0.lock().unwrap().mute = mute;
     }
 
+    /// Neither answers nor refuses this register.
+    pub fn silent_about(&self, register: u8) {
+        self.0.lock().unwrap().silent_about = Some(register);
+    }
+
     /// How many polls have begun.
     pub fn polls(&self) -> u64 {
         self.0.lock().unwrap().asked
@@ -297,7 +303,7 @@ impl Pack for Answers {
         let mut state = self.0.lock().unwrap();
         state.asked += u64::from(register == 3);
         match state.frames.get(&register) {
-            _ if state.mute => Reply::Silent,
+            _ if state.mute || state.silent_about == Some(register) => Reply::Silent,
             Some(frame) => Reply::Verbatim(frame.clone()),
             None => Reply::Refused(Status::NO_SUCH_REGISTER),
         }
