@@ -24,4 +24,5 @@ FROM scratch
 COPY --from=build /root-of-image /
 ENV BMS2MQTT_STATE_DIR=/var/lib/bms2mqtt
 VOLUME /var/lib/bms2mqtt
+HEALTHCHECK --interval=60s --timeout=5s --start-period=60s CMD ["/usr/bin/bms2mqtt", "health"]
 ENTRYPOINT ["/usr/bin/bms2mqtt"]

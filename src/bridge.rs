@@ -2,6 +2,8 @@
 //! states are closed, and the publisher says `offline`.
 
 use std::fs;
+use std::io;
+use std::os::unix::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,9 +14,10 @@ use tokio::time::timeout;
 use tracing::warn;
 
 use crate::config::{Config, Pack};
+use crate::health::{self, Health};
 use crate::mqtt::session::{Feed, Publisher};
 use crate::pack::state::PackState;
-use crate::poller;
+use crate::poller::{self, Desk};
 use crate::state_file;
 
 /// How long a poller may take to save its energy at the end.
@@ -24,14 +27,27 @@ const GOODBYE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Runs until `stop` is done.
 pub async fn run(config: Config, stop: impl Future<Output = ()>) {
+    let health = Health::new(
+        config.packs.iter().map(|pack| (pack.name.id.clone(), pack.interval, pack.offline_after)),
+    );
+    let mut background = JoinSet::new();
+    match health_address(&config) {
+        Ok(address) => drop(background.spawn(health.clone().serve(address))),
+        Err(error) => warn!("`bms2mqtt health` will not reach this bridge: {error}"),
+    }
     let Config { access, names, packs, state_dir, .. } = config;
     // Locks are files: there must be something to hold them.
     let _ = fs::create_dir_all(&state_dir);
     let _locks = lock_packs(&state_dir, &packs);
     let feeds =
         packs.iter().map(|pack| Feed { name: pack.name.clone(), json_topic: pack.json_topic.clone() });
-    let publisher =
-        Publisher { access, names, feeds: feeds.collect(), former: former_packs(&state_dir, &packs) };
+    let publisher = Publisher {
+        access,
+        names,
+        feeds: feeds.collect(),
+        former: former_packs(&state_dir, &packs),
+        health: health.clone(),
+    };
     let (sender, receiver) = watch::channel(vec![PackState::default(); packs.len()]);
     let publishing = tokio::spawn(async move { publisher.run(receiver).await });
 
@@ -39,10 +55,12 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) {
     let (stop_sender, stop_receiver) = watch::channel(false);
     let mut pollers = JoinSet::new();
     for (place, pack) in packs.into_iter().enumerate() {
-        let (sender, stop, state_dir) = (Arc::clone(&sender), stop_receiver.clone(), state_dir.clone());
-        pollers.spawn(async move { poller::run(&pack, &state_dir, sender, place, stop).await });
+        let desk = Desk { states: Arc::clone(&sender), place, health: health.clone() };
+        let (stop, state_dir) = (stop_receiver.clone(), state_dir.clone());
+        pollers.spawn(async move { poller::run(&pack, &state_dir, desk, stop).await });
     }
     drop(sender);
+    background.spawn(health.tell_systemd());
 
     stop.await;
     stop_sender.send_replace(true);
@@ -57,6 +75,15 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) {
         warn!("the broker takes no more: its last will says offline");
         publishing_is_over.abort();
     }
+}
+
+/// Where the bridge of this configuration is asked for its health.
+///
+/// # Errors
+/// When the system does not take the name.
+pub fn health_address(config: &Config) -> io::Result<SocketAddr> {
+    let ids: Vec<&str> = config.packs.iter().map(|pack| pack.name.id.as_str()).collect();
+    health::address((config.access.to_string(), &config.names.base_topic, ids))
 }
 
 /// Says that these packs have a living bridge, for as long as the locks are held.

@@ -27,6 +27,8 @@ pub enum Command {
     Run,
     /// Validate the configuration and print what would be polled and published
     Check,
+    /// Ask the running bridge of this configuration: exit 0 if every pack was read and the broker reached lately
+    Health,
     /// Try every serial port and print which one answers as a BMS
     Scan(ScanArgs),
     /// Decode frames given as hex, in arguments or on standard input

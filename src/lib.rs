@@ -19,13 +19,14 @@
 //! * [`poller`], [`meter`], [`state_file`]: one pack for life, and its energy on the disk
 //! * [`home_assistant`]: the catalogue of entities and their discovery configs
 //! * [`mqtt`]: what should stand at the broker, sessions with it, and a small broker of our own
-//! * [`bridge`]: starts pollers and publisher, and ends them in order
+//! * [`bridge`]: starts pollers and publisher, and ends them in order; [`health`]: whether they are at work
 //! * [`config`], [`cli`], [`commands`], [`logging`], [`json_line`]: what a person meets
 
 pub mod bridge;
 pub mod cli;
 pub mod commands;
 pub mod config;
+pub mod health;
 pub mod home_assistant;
 pub mod jbd;
 pub mod json_line;

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use bms2mqtt::cli::{Cli, Command, Options};
-use bms2mqtt::commands::{Failure, check, decode, demo, once, run, scan, simulate};
+use bms2mqtt::commands::{Failure, check, decode, demo, health, once, run, scan, simulate};
 use bms2mqtt::config::Config;
 use bms2mqtt::logging;
 use clap::Parser;
@@ -52,6 +52,7 @@ async fn execute(command: Option<Command>, once: bool, options: Options) -> Resu
         _ if once => Err(Failure::Usage("--once is a way to run; give it without a command".to_owned())),
         Command::Run => run::run(Config::load(&options)?).await,
         Command::Check => check::run(&Config::load(&options)?),
+        Command::Health => health::run(&Config::load(&options)?),
         Command::Scan(args) => scan::run(&args, &options).await,
         Command::Decode(args) => decode::run(&args),
         Command::Simulate(args) => simulate::run(&args, &options).await,

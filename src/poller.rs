@@ -9,12 +9,13 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tracing::{debug, info, warn};
 
 use crate::config::Pack;
+use crate::health::Health;
 use crate::jbd::board::{self, Board};
 use crate::jbd::message::register;
 use crate::json_line::json_line;
 use crate::link::{self, Link, OpenError};
 use crate::meter::Meter;
-use crate::pack::state::{Identity, JsonLine, LineStatistics, PackState};
+use crate::pack::state::{JsonLine, LineStatistics, PackState};
 
 /// A board that has never told its cells, and so often in a row has told the rest, does not tell them.
 const POLLS_WITHOUT_CELLS: u32 = 2;
@@ -28,20 +29,13 @@ const STATISTICS: Duration = Duration::from_secs(300);
 const REPORT: Duration = Duration::from_secs(3600);
 
 /// Polls until `stop`, and keeps the pack's place in the states up to date.
-pub async fn run(
-    pack: &Pack,
-    state_dir: &Path,
-    states: Arc<watch::Sender<Vec<PackState>>>,
-    place: usize,
-    mut stop: watch::Receiver<bool>,
-) {
+pub async fn run(pack: &Pack, state_dir: &Path, desk: Desk, mut stop: watch::Receiver<bool>) {
     // Longer than this, and what flowed in between is not known.
     let longest_gap = Duration::from_secs(30).max(pack.interval * 3);
     let file = state_dir.join(format!("{}.json", pack.name.id));
     let mut poller = Poller {
         pack,
-        states,
-        place,
+        desk,
         board: None,
         opened: false,
         open_after: Instant::now(),
@@ -67,10 +61,18 @@ pub async fn run(
         () = polling => {}
         _ = stop.wait_for(|stop| *stop) => {}
     }
-    let Poller { meter, states, .. } = poller;
+    let Poller { meter, desk, .. } = poller;
     // So that the publisher can say `offline` while the energy is saved.
-    drop(states);
+    drop(desk);
     meter.close().await;
+}
+
+/// Where a poller puts down what it knows.
+pub struct Desk {
+    pub states: Arc<watch::Sender<Vec<PackState>>>,
+    /// This pack's place in the states.
+    pub place: usize,
+    pub health: Health,
 }
 
 /// Why a turn brought no reading.
@@ -81,8 +83,7 @@ enum Failure {
 
 struct Poller<'a> {
     pack: &'a Pack,
-    states: Arc<watch::Sender<Vec<PackState>>>,
-    place: usize,
+    desk: Desk,
     board: Option<Board<Link>>,
     /// Has there been a link?
     opened: bool,
@@ -111,6 +112,7 @@ impl Poller<'_> {
         self.line.polls += 1;
         let outcome = self.poll().await;
         self.add_up();
+        self.desk.health.turned(self.desk.place, outcome.is_ok());
         match outcome {
             Ok(()) => {
                 if !std::mem::take(&mut self.complaint).is_empty() {
@@ -140,7 +142,7 @@ impl Poller<'_> {
         let answer = if tells_cells { board.poll().await } else { board.poll_totals().await };
         if matches!(answer, Err(board::Error::NoAnswer { register: register::CELL_VOLTAGES, .. })) {
             let had_cells = |state: &PackState| state.reading.as_ref().is_some_and(|r| !r.cells.is_empty());
-            if !had_cells(&self.states.borrow()[self.place]) {
+            if !had_cells(&self.desk.states.borrow()[self.desk.place]) {
                 self.without_cells += 1;
             }
         }
@@ -174,16 +176,18 @@ impl Poller<'_> {
         let Some(board) = self.board.as_mut() else {
             return Ok(());
         };
-        let identity = match self.counters_after {
-            None => Some(Identity { model: board.name().await? }),
+        let name = match self.counters_after {
+            None => board.name().await?,
             Some(Some(due)) if now >= due => None,
             Some(_) => return Ok(()),
         };
         let counters = board.counters().await?;
         // A board that does not tell them is not asked again on this link.
         self.counters_after = Some(counters.is_some().then(|| now + COUNTERS));
+        // What was told once stays, should the line have swallowed it this time.
         self.change(|state| {
-            state.identity = identity.or(state.identity.take());
+            let identity = state.identity.get_or_insert_default();
+            identity.model = name.or(identity.model.take());
             state.counters = counters.or(state.counters.take());
         });
         Ok(())
@@ -223,7 +227,7 @@ impl Poller<'_> {
 
     fn fail(&mut self, failure: Failure) {
         self.silent += 1;
-        let never_answered = self.states.borrow()[self.place].reading.is_none();
+        let never_answered = self.desk.states.borrow()[self.desk.place].reading.is_none();
         let gone = self.silent >= self.pack.offline_after || never_answered;
         // A line that broke, and a board that stays silent, may do better through a link opened anew.
         if gone || matches!(failure, Failure::Board(board::Error::Line(_))) {
@@ -239,12 +243,15 @@ impl Poller<'_> {
             }
             state.json_line = json_line;
         });
-        let complaint = match failure {
-            Failure::Open(error) => error.to_string(),
-            Failure::Board(error) => format!("{}: {error}", self.pack.address),
+        // One bad poll is in the hourly count; the same trouble again every few seconds would bury everything else.
+        let (complaint, worth_a_line) = match failure {
+            Failure::Open(error) => (error.to_string(), true),
+            Failure::Board(error) => {
+                let broken = matches!(error, board::Error::Line(_));
+                (format!("{}: {error}", self.pack.address), gone || broken)
+            }
         };
-        // The same again every few seconds would bury everything else.
-        if complaint != self.complaint && (gone || self.silent == 1) {
+        if worth_a_line && complaint != self.complaint {
             warn!(pack = self.pack.name.id, "{complaint}; trying again until it works");
             self.complaint = complaint;
         } else {
@@ -254,10 +261,11 @@ impl Poller<'_> {
 
     /// Changes this pack's state, and wakes the publisher only if it is another then.
     fn change(&self, change: impl FnOnce(&mut PackState)) {
-        self.states.send_if_modified(|states| {
-            let before = states[self.place].clone();
-            change(&mut states[self.place]);
-            states[self.place] != before
+        self.desk.states.send_if_modified(|states| {
+            let state = &mut states[self.desk.place];
+            let before = state.clone();
+            change(state);
+            *state != before
         });
     }
 }

@@ -261,6 +261,51 @@ async fn a_broker_that_comes_back_empty_has_everything_within_5_seconds() {
 }
 
 #[tokio::test]
+async fn health_and_systemd_know_whether_it_is_at_work() {
+    let mut broker = Broker::start().await;
+    let directory = scratch("health");
+    let answers = Answers::new(&HOUSE);
+    let board = Board::start(answers.clone(), None, Pace::Unpaced);
+    let health = || {
+        let output = support::bms2mqtt(&directory).arg("health").output().unwrap();
+        (
+            output.status.code(),
+            String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap(),
+        )
+    };
+    fs::write(directory.join("config.yaml"), config(&broker, &[("house", &board.port)])).unwrap();
+    let (code, said) = health();
+    assert_eq!(code, Some(1));
+    assert!(said.contains("no bridge runs with this configuration"), "{said}");
+
+    let socket = directory.join("notify");
+    let systemd = std::os::unix::net::UnixDatagram::bind(&socket).unwrap();
+    systemd.set_nonblocking(true).unwrap();
+    let told = || {
+        let mut message = [0; 256];
+        let length = systemd.recv(&mut message).ok()?;
+        Some(String::from_utf8(message[..length].to_vec()).unwrap())
+    };
+    let child = support::bms2mqtt(&directory)
+        .env("NOTIFY_SOCKET", &socket)
+        .env("WATCHDOG_USEC", "600000")
+        .stderr(fs::File::create(directory.join("log")).unwrap())
+        .spawn()
+        .unwrap();
+    let _program = Program { child, directory: directory.clone() };
+    assert_eq!(eventually("ready", told).await, "READY=1\n");
+    for _ in 0..3 {
+        assert_eq!(eventually("the watchdog is fed", told).await, "WATCHDOG=1\n");
+    }
+    announced(&broker, "house", &keys(8, 2)).await;
+    let (code, said) = health();
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.starts_with("healthy\npack house: read 0 s ago\nbroker: connected\n"), "{said}");
+    broker.kill().await;
+    eventually("the loss shows", || health().1.contains("broker: not connected for").then_some(())).await;
+}
+
+#[tokio::test]
 async fn a_board_that_falls_silent_is_offline_and_comes_back() {
     let broker = Broker::start().await;
     let directory = scratch("silence");

@@ -29,6 +29,7 @@ const RULES: &[(&str, &[&str])] = &[
     ("src/mqtt/access.rs", &["crate::"]),
     ("src/mqtt/broker.rs", &["crate::"]),
     ("src/link.rs", &["crate::"]),
+    ("src/health.rs", &["crate::"]),
 ];
 
 /// What only these files may mention.

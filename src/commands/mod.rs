@@ -5,6 +5,7 @@ use std::fmt;
 pub mod check;
 pub mod decode;
 pub mod demo;
+pub mod health;
 pub mod once;
 pub mod run;
 pub mod scan;

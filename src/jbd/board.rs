@@ -12,7 +12,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 use tracing::debug;
 
 use super::frame::{Answer, Frame, Hex, LONGEST, Parsed, Request, Status, parse};
@@ -54,6 +54,9 @@ impl fmt::Display for Error {
         match self {
             Error::Line(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
                 f.write_str("the line hung up; was the adapter pulled?")
+            }
+            Error::Line(error) if error.kind() == io::ErrorKind::WriteZero => {
+                f.write_str("the line takes no more bytes; does anything read at its other end?")
             }
             Error::Line(error) => write!(f, "the line broke: {error}"),
             Error::NoAnswer { register, heard } => {
@@ -165,7 +168,9 @@ impl<L: AsyncRead + AsyncWrite + Unpin> Board<L> {
             self.tally.retries += u64::from(attempt > 0);
             self.discard_what_came_late().await?;
             debug!("→ {}", Hex(&self.request));
-            self.line.write_all(&self.request).await.map_err(Error::Line)?;
+            // A line whose other end reads nothing takes a while to fill up, and then no more for ever.
+            let written = timeout(FIRST_BYTE, self.line.write_all(&self.request)).await;
+            written.unwrap_or_else(|_| Err(io::ErrorKind::WriteZero.into())).map_err(Error::Line)?;
             let outcome = self.wait_for_answer(register, |answer| match answer.status {
                 Status::OK => decode(answer.data).map_err(Wrong::Malformed),
                 status => Err(Wrong::Refused(status)),
@@ -467,6 +472,12 @@ mod tests {
     async fn a_line_that_hangs_up_is_broken() {
         let (here, there) = duplex(64);
         drop(there);
+        assert!(matches!(Board::new(here).poll().await, Err(Error::Line(_))));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_line_that_takes_no_more_bytes_is_broken() {
+        let (here, _nobody_reads) = duplex(4);
         assert!(matches!(Board::new(here).poll().await, Err(Error::Line(_))));
     }
 

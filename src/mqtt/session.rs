@@ -17,6 +17,7 @@ use tracing::{debug, info, warn};
 
 use super::access::Access;
 use super::topics::{Message, Names, OFFLINE, ONLINE, PackName, Sent, wanted};
+use crate::health::Health;
 use crate::pack::state::PackState;
 
 /// How long retained messages of an earlier run may take to arrive after subscribing.
@@ -38,6 +39,7 @@ pub struct Publisher {
     pub feeds: Vec<Feed>,
     /// Packs of earlier configurations, whose leftovers are removed.
     pub former: Vec<String>,
+    pub health: Health,
 }
 
 /// The states of all packs. Closed when none will come any more: then it is time to say `offline`.
@@ -53,6 +55,7 @@ impl Publisher {
                 Ok(()) => return,
                 Err(reason) => reason,
             };
+            self.health.broker_lost();
             let pause = RETRY[RETRY.len().min(failures + 1) - 1];
             failures += 1;
             if reason == last_reason && failures > 1 {
@@ -92,6 +95,7 @@ impl Publisher {
             }
         }
         *failures = 0;
+        self.health.broker_connected();
         info!("connected to {}", self.access);
         let mut session = Session::new(&client, self);
         let outcome = session.run(&mut events, states).await;
