@@ -26,6 +26,9 @@ const FIRST_BYTE: Duration = Duration::from_millis(500);
 const PAUSE: Duration = Duration::from_millis(200);
 /// How long one answer may take in all, so that a line that babbles for ever is not listened to for ever.
 const WHOLE_ANSWER: Duration = Duration::from_secs(2);
+/// How long the answer to a question that was given up may still be under way: so long the next poll waits, for an
+/// answer does not tell which of two equal questions it answers. A longer interval between polls has passed anyway.
+const SETTLE: Duration = Duration::from_secs(2);
 /// A sleeping board loses the request that wakes it (V11), a noisy line loses another.
 const TRIES: u32 = 3;
 
@@ -100,13 +103,15 @@ pub struct Board<L> {
     /// What has come and is not yet part of a frame.
     buffer: Vec<u8>,
     request: Vec<u8>,
+    /// When the last question was asked that nothing came for.
+    given_up: Option<Instant>,
     tally: Tally,
 }
 
 impl<L: AsyncRead + AsyncWrite + Unpin> Board<L> {
     pub fn new(line: L) -> Board<L> {
         let buffer = Vec::with_capacity(2 * LONGEST);
-        Board { line, buffer, request: Vec::new(), tally: Tally::default() }
+        Board { line, buffer, request: Vec::new(), given_up: None, tally: Tally::default() }
     }
 
     /// What went wrong since this was last asked.
@@ -119,6 +124,7 @@ impl<L: AsyncRead + AsyncWrite + Unpin> Board<L> {
     /// # Errors
     /// [`Error::Line`] and [`Error::NoAnswer`] of either register; [`Error::Refused`] when the board refuses both.
     pub async fn poll(&mut self) -> Result<Reading, Error> {
+        self.settle().await?;
         let info = self.ask(register::BASIC_INFO, BasicInfo::decode).await;
         let (info, refusal) = unless_refused(info)?;
         let cells = self.ask(register::CELL_VOLTAGES, CellVoltages::decode).await;
@@ -134,6 +140,7 @@ impl<L: AsyncRead + AsyncWrite + Unpin> Board<L> {
     /// # Errors
     /// Every [`Error`] of the register.
     pub async fn poll_totals(&mut self) -> Result<Reading, Error> {
+        self.settle().await?;
         let info = self.ask(register::BASIC_INFO, BasicInfo::decode).await?;
         Ok(reading(Some(&info), None))
     }
@@ -168,6 +175,7 @@ impl<L: AsyncRead + AsyncWrite + Unpin> Board<L> {
             self.tally.retries += u64::from(attempt > 0);
             self.discard_what_came_late().await?;
             debug!("→ {}", Hex(&self.request));
+            let asked = Instant::now();
             // A line whose other end reads nothing takes a while to fill up, and then no more for ever.
             let written = timeout(FIRST_BYTE, self.line.write_all(&self.request)).await;
             written.unwrap_or_else(|_| Err(io::ErrorKind::WriteZero.into())).map_err(Error::Line)?;
@@ -180,6 +188,7 @@ impl<L: AsyncRead + AsyncWrite + Unpin> Board<L> {
                 Err(Wrong::Refused(status)) => return Err(Error::Refused { register, status }),
                 Err(Wrong::Missing { bytes: 0 }) => {
                     self.tally.timeouts += 1;
+                    self.given_up = Some(asked);
                     continue;
                 }
                 Err(Wrong::Missing { bytes }) => heard = Heard::OtherBytes(bytes),
@@ -188,6 +197,25 @@ impl<L: AsyncRead + AsyncWrite + Unpin> Board<L> {
             self.tally.checksum_errors += 1;
         }
         Err(Error::NoAnswer { register, heard })
+    }
+
+    /// Waits until no answer to a question of an earlier poll can come any more.
+    async fn settle(&mut self) -> Result<(), Error> {
+        let Some(asked) = self.given_up.take() else {
+            return Ok(());
+        };
+        while Instant::now() < asked + SETTLE {
+            match timeout_at(asked + SETTLE, self.line.read_buf(&mut self.buffer)).await {
+                Ok(Ok(0)) => return Err(Error::Line(io::ErrorKind::UnexpectedEof.into())),
+                Ok(Ok(_)) => {
+                    let count = self.buffer.len();
+                    drop_front(&mut self.buffer, count, "too late");
+                }
+                Ok(Err(error)) => return Err(Error::Line(error)),
+                Err(_) => break,
+            }
+        }
+        Ok(())
     }
 
     /// Reads until an answer of this register is there or time is up. Whatever else comes (echoes, noise, answers
@@ -436,6 +464,32 @@ mod tests {
             }
         };
         let (reading, ()) = tokio::join!(board.poll(), answering);
+        assert_eq!(voltage(&reading).as_deref(), Some("26.66"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_that_comes_after_the_question_was_given_up_is_not_the_next_polls() {
+        let (here, mut there) = duplex(1024);
+        let mut board = Board::new(here);
+        let mut old = INFO.to_vec();
+        old[4..6].copy_from_slice(&[0x0B, 0x69]); // 29.21 V, and the same sum
+        let answering = async {
+            for _ in 0..TRIES {
+                there.read_exact(&mut [0; 7]).await.unwrap();
+            }
+            // After the last question has been given up, and just before it would be asked anew.
+            tokio::time::sleep(FIRST_BYTE + Duration::from_millis(1)).await;
+            there.write_all(&old).await.unwrap();
+            for answer in [&INFO[..], &CELLS] {
+                there.read_exact(&mut [0; 7]).await.unwrap();
+                there.write_all(answer).await.unwrap();
+            }
+        };
+        let polling = async {
+            assert!(board.poll().await.is_err());
+            board.poll().await
+        };
+        let (reading, ()) = tokio::join!(polling, answering);
         assert_eq!(voltage(&reading).as_deref(), Some("26.66"));
     }
 
