@@ -157,7 +157,27 @@ pub struct DecodeArgs {
     pub json: bool,
 }
 
+/// What goes wrong and when, by kind. The order is the one in which the kinds are applied.
+const FAULTS: &str = "\
+Faults: KIND[=N][:TIME][@FROM-TO[/PERIOD]]
+  A fault strikes every Nth answer while it is active: always, or from FROM to TO since the start, again in every
+  PERIOD. TO may be left out. Examples: corrupt=7, late:2s, sleepy=5:10s, mute@30s-40s, drop=1@0s-5s/20s
+
+  mute       the board is silent to everything; N is 1
+  sleepy     it loses the first request after a silence of TIME, which is 30s; and every Nth, if given
+  drop       no answer; N is 7, as for all that follow
+  status     a refusal, 81, with checksum 0000 and right in turn
+  corrupt    one bit flipped
+  truncate   the answer breaks off
+  duplicate  the answer twice
+  stale      the answer to the previous request first
+  garbage    up to eight random bytes before, inside or behind
+  late       the answer comes TIME later, which is 700ms
+  split      the answer in up to five pieces, with pauses from 5ms to TIME, which is 100ms
+  echo       the request's own bytes first, as from a half-duplex adapter";
+
 #[derive(Args)]
+#[command(after_help = FAULTS)]
 pub struct SimulateArgs {
     /// Make a pseudo-terminal and a symbolic link to it at this path
     #[arg(long, value_name = "PATH", conflicts_with = "listen")]
@@ -179,7 +199,11 @@ pub struct SimulateArgs {
     #[arg(long)]
     pub speed: Option<f64>,
 
-    /// Another seed, another pack
+    /// Something goes wrong: see below. Can be given several times
+    #[arg(long, value_name = "SPEC")]
+    pub fault: Vec<String>,
+
+    /// Another seed, another pack, and other places where faults strike
     #[arg(long)]
     pub seed: Option<u64>,
 

@@ -464,8 +464,9 @@ impl Settings {
     }
 }
 
-/// Below, polls would follow each other without a pause on any wire; above, nobody would call it polling.
-const INTERVAL: [Duration; 2] = [Duration::from_millis(10), Duration::from_secs(24 * 3600)];
+/// Below, timers are too coarse, and polls follow each other without a pause on any wire long before; above, nobody would
+/// call it polling.
+const INTERVAL: [Duration; 2] = [Duration::from_millis(1), Duration::from_secs(24 * 3600)];
 const DEFAULT_BASE_TOPIC: &str = "bms2mqtt";
 const DEFAULT_PREFIX: &str = "homeassistant";
 const DEFAULT_BIRTH_TOPIC: &str = "homeassistant/status";

@@ -9,7 +9,7 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Output, Stdio};
 
-use bms2mqtt::jbd::simulator::Pace;
+use bms2mqtt::jbd::simulator::{FaultKind, Pace};
 use support::{Answers, Board, HOUSE, HOUSE_LINE, NAME, bms2mqtt, scratch};
 
 const WIRE: Pace = Pace::Wire { baud: 9600 };
@@ -216,6 +216,49 @@ async fn simulate_serves_captured_frames_and_a_living_pack() {
     let id = simulator.0.id().to_string();
     std::process::Command::new("kill").args(["-s", "TERM", &id]).status().unwrap();
     support::eventually("the link is gone", || (!directory.join("other").is_symlink()).then_some(())).await;
+    fs::remove_dir_all(directory).unwrap();
+}
+
+#[tokio::test]
+async fn simulate_does_what_can_go_wrong_on_purpose() {
+    let directory = scratch("faults");
+    fs::write(directory.join("house.txt"), HOUSE.join("\n")).unwrap();
+    let once = async |faults: &[&str]| {
+        let arguments = [&["--profile", "house.txt"], faults].concat();
+        let (_simulator, port) = simulate(&directory, &arguments);
+        run(&directory, &["-1", "-d", "-p", &port]).await
+    };
+    // The asker copes with these, and with a board that loses every second request.
+    let noise = [
+        "--fault",
+        "echo=1",
+        "--fault",
+        "sleepy=2",
+        "--fault",
+        "split=1",
+        "--fault",
+        "duplicate=1",
+        "--fault",
+        "stale=1",
+        "--seed",
+        "5",
+    ];
+    let (code, out, err) = once(&noise).await;
+    assert_eq!((code, out.trim()), (0, HOUSE_LINE), "{err}");
+    assert!(err.contains("(dropped: an echo)"), "{err}");
+    let (code, out, err) = once(&["--fault", "mute"]).await;
+    assert_eq!((code, out.trim()), (1, r#"{"BMS_status":0}"#), "{err}");
+    let (code, out, err) = once(&["--fault", "mute@1h-2h", "--fault", "drop=1@0s-1s/1h", "--unpaced"]).await;
+    assert_eq!((code, out.trim()), (0, HOUSE_LINE), "it is over before all tries are: {err}");
+
+    let (code, out, err) = run(&directory, &["simulate", "--fault", "drop", "--fault", "corupt=7"]).await;
+    assert_eq!((code, out.as_str()), (2, ""));
+    assert!(err.starts_with("bms2mqtt: --fault corupt=7: \"corupt\" is no fault; there are mute, "), "{err}");
+    assert_eq!(err.lines().count(), 1, "{err}");
+    let (_, help, _) = run(&directory, &["simulate", "--help"]).await;
+    for kind in FaultKind::all() {
+        assert!(help.contains(&format!("\n  {} ", kind.name())), "{}: {help}", kind.name());
+    }
     fs::remove_dir_all(directory).unwrap();
 }
 

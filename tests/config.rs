@@ -55,7 +55,13 @@ const WRONG: &[(&str, &str, &str, &str, &str)] = &[
     ("packs:\n  - port: a\n    baud: 0", "config.yaml:3", "packs[0].baud", "\"0\"", "9600"),
     ("packs:\n  - port: a\n    interval: 5", "config.yaml:3", "packs[0].interval", "no unit", "5s"),
     ("packs:\n  - port: a\n    interval: soon", "config.yaml:3", "packs[0].interval", "\"soon\"", "5s"),
-    ("packs:\n  - port: a\n    interval: 0s", "config.yaml:3", "packs[0].interval", "out of range", "10ms"),
+    (
+        "packs:\n  - port: a\n    interval: 0s",
+        "config.yaml:3",
+        "packs[0].interval",
+        "out of range",
+        "from 1ms",
+    ),
     (
         "packs:\n  - port: a\n    offline_after: 0",
         "config.yaml:3",

@@ -9,13 +9,18 @@ use tracing::info;
 use super::{Failure, stop_signal};
 use crate::cli::{Options, SimulateArgs};
 use crate::config;
-use crate::jbd::simulator::{LivingPack, Pace, Pack, Profile, Settings, profile, serve, terminal};
+use crate::jbd::simulator::{
+    Faults, LivingPack, Pace, Pack, Profile, Settings, profile, serve_with, terminal,
+};
 
 pub async fn run(args: &SimulateArgs, options: &Options) -> Result<(), Failure> {
     let stop = stop_signal()?;
     let baud = config::baud(options.pack.baud.as_deref())?;
     let pace = if args.unpaced { Pace::Unpaced } else { Pace::Wire { baud } };
     let mut pack = pack(args)?;
+    let seed = args.seed.unwrap_or(Settings::default().seed);
+    let faults =
+        Faults::new(&args.fault, seed).map_err(|error| Failure::Usage(format!("--fault {error}")))?;
     let serving = async {
         match args.listen {
             Some(address) => {
@@ -23,12 +28,12 @@ pub async fn run(args: &SimulateArgs, options: &Options) -> Result<(), Failure> 
                     Failure::Running(format!("cannot listen on {address}: {error}; choose another port"))
                 })?;
                 writeln!(io::stdout(), "tcp://{}", listener.local_addr()?)?;
-                serve_tcp(&listener, pack.as_mut(), pace).await
+                serve_tcp(&listener, pack.as_mut(), pace, &faults).await
             }
             None => {
                 let (terminal, line) = terminal(args.link.as_deref())?;
                 writeln!(io::stdout(), "{}", terminal.path().display())?;
-                Ok(serve(line, pack.as_mut(), pace).await?)
+                Ok(serve_with(line, pack.as_mut(), pace, &faults).await?)
             }
         }
     };
@@ -39,14 +44,19 @@ pub async fn run(args: &SimulateArgs, options: &Options) -> Result<(), Failure> 
 }
 
 /// As a serial server: one client at a time, and a new one takes the place of one that may have vanished.
-async fn serve_tcp(listener: &TcpListener, pack: &mut dyn Pack, pace: Pace) -> Result<(), Failure> {
+async fn serve_tcp(
+    listener: &TcpListener,
+    pack: &mut dyn Pack,
+    pace: Pace,
+    faults: &Faults,
+) -> Result<(), Failure> {
     let (mut socket, mut peer) = listener.accept().await?;
     loop {
         info!("serving {peer}");
         socket.set_nodelay(true)?;
         let next = tokio::select! {
             // What becomes of one client is nothing to the next.
-            _ = serve(socket, pack, pace) => listener.accept().await,
+            _ = serve_with(socket, pack, pace, faults) => listener.accept().await,
             next = listener.accept() => next,
         };
         (socket, peer) = next?;
@@ -63,9 +73,12 @@ fn pack(args: &SimulateArgs) -> Result<Box<dyn Pack>, Failure> {
         }
     };
     let mut settings = match profile {
-        Profile::Captured(_) if args.cells.is_some() || args.speed.is_some() || args.seed.is_some() => {
-            let message =
-                "captured frames have their own cells; --cells, --speed and --seed are for a living pack";
+        Profile::Captured(_) if args.cells.is_some() || args.speed.is_some() => {
+            let message = "captured frames have their own cells; --cells and --speed are for a living pack";
+            return Err(Failure::Usage(message.to_owned()));
+        }
+        Profile::Captured(_) if args.seed.is_some() && args.fault.is_empty() => {
+            let message = "captured frames leave nothing to chance; --seed is for a living pack or --fault";
             return Err(Failure::Usage(message.to_owned()));
         }
         Profile::Captured(pack) => return Ok(Box::new(pack)),

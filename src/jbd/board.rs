@@ -26,9 +26,6 @@ const FIRST_BYTE: Duration = Duration::from_millis(500);
 const PAUSE: Duration = Duration::from_millis(200);
 /// How long one answer may take in all, so that a line that babbles for ever is not listened to for ever.
 const WHOLE_ANSWER: Duration = Duration::from_secs(2);
-/// How long the answer to a question that was given up may still be under way: so long the next poll waits, for an
-/// answer does not tell which of two equal questions it answers. A longer interval between polls has passed anyway.
-const SETTLE: Duration = Duration::from_secs(2);
 /// A sleeping board loses the request that wakes it (V11), a noisy line loses another.
 const TRIES: u32 = 3;
 
@@ -103,15 +100,15 @@ pub struct Board<L> {
     /// What has come and is not yet part of a frame.
     buffer: Vec<u8>,
     request: Vec<u8>,
-    /// When the last question was asked that nothing came for.
-    given_up: Option<Instant>,
+    /// Registers of which an answer to an older question may still come.
+    doubtful: Vec<u8>,
     tally: Tally,
 }
 
 impl<L: AsyncRead + AsyncWrite + Unpin> Board<L> {
     pub fn new(line: L) -> Board<L> {
         let buffer = Vec::with_capacity(2 * LONGEST);
-        Board { line, buffer, request: Vec::new(), given_up: None, tally: Tally::default() }
+        Board { line, buffer, request: Vec::new(), doubtful: Vec::new(), tally: Tally::default() }
     }
 
     /// What went wrong since this was last asked.
@@ -124,14 +121,23 @@ impl<L: AsyncRead + AsyncWrite + Unpin> Board<L> {
     /// # Errors
     /// [`Error::Line`] and [`Error::NoAnswer`] of either register; [`Error::Refused`] when the board refuses both.
     pub async fn poll(&mut self) -> Result<Reading, Error> {
-        self.settle().await?;
-        let info = self.ask(register::BASIC_INFO, BasicInfo::decode).await;
-        let (info, refusal) = unless_refused(info)?;
-        let cells = self.ask(register::CELL_VOLTAGES, CellVoltages::decode).await;
-        let (cells, _) = unless_refused(cells)?;
-        match (&info, &cells, refusal) {
-            (None, None, Some(refusal)) => Err(refusal),
-            _ => Ok(reading(info.as_ref(), cells.as_ref())),
+        let totals_in_doubt = self.doubtful.contains(&register::BASIC_INFO);
+        if totals_in_doubt && self.doubtful.contains(&register::CELL_VOLTAGES) {
+            self.flush().await?;
+        }
+        let (info, cells);
+        if totals_in_doubt {
+            // What answers this comes behind all older answers about the totals.
+            cells = unless_refused(self.ask(register::CELL_VOLTAGES, CellVoltages::decode).await)?;
+            info = unless_refused(self.ask(register::BASIC_INFO, BasicInfo::decode).await)?;
+        } else {
+            info = unless_refused(self.ask(register::BASIC_INFO, BasicInfo::decode).await)?;
+            cells = unless_refused(self.ask(register::CELL_VOLTAGES, CellVoltages::decode).await)?;
+        }
+        self.doubtful.clear();
+        match (info, cells) {
+            ((None, Some(refusal)), (None, _)) => Err(refusal),
+            ((info, _), (cells, _)) => Ok(reading(info.as_ref(), cells.as_ref())),
         }
     }
 
@@ -140,8 +146,11 @@ impl<L: AsyncRead + AsyncWrite + Unpin> Board<L> {
     /// # Errors
     /// Every [`Error`] of the register.
     pub async fn poll_totals(&mut self) -> Result<Reading, Error> {
-        self.settle().await?;
+        if self.doubtful.contains(&register::BASIC_INFO) {
+            self.flush().await?;
+        }
         let info = self.ask(register::BASIC_INFO, BasicInfo::decode).await?;
+        self.doubtful.clear();
         Ok(reading(Some(&info), None))
     }
 
@@ -175,7 +184,6 @@ impl<L: AsyncRead + AsyncWrite + Unpin> Board<L> {
             self.tally.retries += u64::from(attempt > 0);
             self.discard_what_came_late().await?;
             debug!("→ {}", Hex(&self.request));
-            let asked = Instant::now();
             // A line whose other end reads nothing takes a while to fill up, and then no more for ever.
             let written = timeout(FIRST_BYTE, self.line.write_all(&self.request)).await;
             written.unwrap_or_else(|_| Err(io::ErrorKind::WriteZero.into())).map_err(Error::Line)?;
@@ -183,12 +191,19 @@ impl<L: AsyncRead + AsyncWrite + Unpin> Board<L> {
                 Status::OK => decode(answer.data).map_err(Wrong::Malformed),
                 status => Err(Wrong::Refused(status)),
             });
-            match outcome.await.map_err(Error::Line)? {
+            let outcome = outcome.await.map_err(Error::Line)?;
+            let doubtful = self.doubtful.contains(&register);
+            if matches!(outcome, Ok(_) | Err(Wrong::Refused(_))) && !doubtful {
+                // A line keeps the order: what was asked before is answered before, or never.
+                self.doubtful.clear();
+            } else if !doubtful {
+                self.doubtful.push(register);
+            }
+            match outcome {
                 Ok(message) => return Ok(message),
                 Err(Wrong::Refused(status)) => return Err(Error::Refused { register, status }),
                 Err(Wrong::Missing { bytes: 0 }) => {
                     self.tally.timeouts += 1;
-                    self.given_up = Some(asked);
                     continue;
                 }
                 Err(Wrong::Missing { bytes }) => heard = Heard::OtherBytes(bytes),
@@ -199,23 +214,10 @@ impl<L: AsyncRead + AsyncWrite + Unpin> Board<L> {
         Err(Error::NoAnswer { register, heard })
     }
 
-    /// Waits until no answer to a question of an earlier poll can come any more.
-    async fn settle(&mut self) -> Result<(), Error> {
-        let Some(asked) = self.given_up.take() else {
-            return Ok(());
-        };
-        while Instant::now() < asked + SETTLE {
-            match timeout_at(asked + SETTLE, self.line.read_buf(&mut self.buffer)).await {
-                Ok(Ok(0)) => return Err(Error::Line(io::ErrorKind::UnexpectedEof.into())),
-                Ok(Ok(_)) => {
-                    let count = self.buffer.len();
-                    drop_front(&mut self.buffer, count, "too late");
-                }
-                Ok(Err(error)) => return Err(Error::Line(error)),
-                Err(_) => break,
-            }
-        }
-        Ok(())
+    /// Gets older answers out of the way: an answer does not tell which of two equal questions it answers, but it comes
+    /// behind the answers to all that was asked before. Without an answer there is nothing to be done but to go on.
+    async fn flush(&mut self) -> Result<(), Error> {
+        self.name().await.map(drop)
     }
 
     /// Reads until an answer of this register is there or time is up. Whatever else comes (echoes, noise, answers
@@ -225,15 +227,20 @@ impl<L: AsyncRead + AsyncWrite + Unpin> Board<L> {
         register: u8,
         judge: impl Fn(Answer<'_>) -> Result<M, Wrong>,
     ) -> io::Result<Result<M, Wrong>> {
-        let latest = Instant::now() + WHOLE_ANSWER;
-        let mut deadline = Instant::now() + FIRST_BYTE;
+        let asked = Instant::now();
+        let mut pause = asked;
         let mut bytes = 0;
         loop {
+            // Echoes and noise that are done with are no beginning of an answer.
+            let deadline = match self.buffer.is_empty() {
+                true => asked + FIRST_BYTE,
+                false => pause.min(asked + WHOLE_ANSWER),
+            };
             match timeout_at(deadline, self.line.read_buf(&mut self.buffer)).await {
                 Ok(Ok(0)) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok(Ok(count)) => {
                     bytes += count;
-                    deadline = latest.min(Instant::now() + PAUSE);
+                    pause = Instant::now() + PAUSE;
                 }
                 Ok(Err(error)) => return Err(error),
                 // The true answer may lie behind a false start that claims more bytes than will ever come.
@@ -477,12 +484,10 @@ mod tests {
             for _ in 0..TRIES {
                 there.read_exact(&mut [0; 7]).await.unwrap();
             }
-            // After the last question has been given up, and just before it would be asked anew.
-            tokio::time::sleep(FIRST_BYTE + Duration::from_millis(1)).await;
-            there.write_all(&old).await.unwrap();
-            for answer in [&INFO[..], &CELLS] {
+            // It comes when the next poll has begun, and that has begun with the other question.
+            for answers in [[&old[..], &CELLS].concat(), INFO.to_vec()] {
                 there.read_exact(&mut [0; 7]).await.unwrap();
-                there.write_all(answer).await.unwrap();
+                there.write_all(&answers).await.unwrap();
             }
         };
         let polling = async {

@@ -1,11 +1,12 @@
 //! A board that answers: the protocol's two files read backwards, behind a pseudo-terminal, a socket or any stream.
 //!
 //! What stands behind the line is a [`Pack`]: frames captured from real boards, replayed byte by byte, or a
-//! [`LivingPack`] whose cells charge and discharge. It takes no writes yet.
+//! [`LivingPack`] whose cells charge and discharge. It takes no writes yet. [`Faults`] spoil what it answers.
 
+mod fault;
 mod living;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fs;
 use std::io;
 use std::os::unix::fs::symlink;
@@ -14,9 +15,12 @@ use std::time::Duration;
 
 use serde_yaml::Value;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::select;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_serial::{SerialPort, SerialStream};
 
+use self::fault::Piece;
+pub use self::fault::{FaultKind, Faults};
 pub use self::living::{LivingPack, Settings};
 use super::frame::{Answer, Frame, LONGEST, Parsed, Request, Status, parse};
 
@@ -116,19 +120,46 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// # Errors
 /// When the stream breaks; its end is none.
 pub async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: S,
+    pack: &mut dyn Pack,
+    pace: Pace,
+) -> io::Result<()> {
+    serve_with(stream, pack, pace, &Faults::default()).await
+}
+
+/// As [`serve`], with faults, which can be changed meanwhile.
+///
+/// # Errors
+/// As [`serve`].
+pub async fn serve_with<S: AsyncRead + AsyncWrite + Unpin>(
     mut stream: S,
     pack: &mut dyn Pack,
     pace: Pace,
+    faults: &Faults,
 ) -> io::Result<()> {
     let mut buffer = Vec::with_capacity(2 * LONGEST);
     // When the last byte in the buffer would have come on copper: a pseudo-terminal and a socket hand a request
     // over all at once.
     let mut heard = Instant::now();
+    // What faults hold back, in its order, and when each is to start. The board is not deaf meanwhile.
+    let mut waiting: VecDeque<(Instant, Vec<u8>)> = VecDeque::new();
     loop {
-        let count = if buffer.is_empty() {
-            Some(stream.read_buf(&mut buffer).await?)
-        } else {
-            timeout(PAUSE, stream.read_buf(&mut buffer)).await.ok().transpose()?
+        let read = async {
+            if buffer.is_empty() {
+                return stream.read_buf(&mut buffer).await.map(Some);
+            }
+            timeout(PAUSE, stream.read_buf(&mut buffer)).await.ok().transpose()
+        };
+        let next = waiting.front().map(|(start, _)| *start);
+        let count = select! {
+            biased;
+            () = sleep_until(next.unwrap_or(heard)), if next.is_some() => {
+                if let Some((start, bytes)) = waiting.pop_front() {
+                    send(&mut stream, &bytes, pace, start).await?;
+                }
+                continue;
+            }
+            count = read => count?,
         };
         match count {
             Some(0) => return Ok(()),
@@ -143,11 +174,29 @@ pub async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
                 }
                 Parsed::Frame(Frame::Answer(_), length) | Parsed::Noise(length, _) => (length, None),
             };
-            buffer.drain(..length);
+            let frame: Vec<u8> = buffer.drain(..length).collect();
             if let Some((register, write)) = request {
+                if faults.lose_request() {
+                    continue;
+                }
                 let reply = if write { Reply::Refused(NO_WRITES) } else { pack.answer(register) };
                 let asked = heard - pace.time(buffer.len());
-                send(&mut stream, &reply.into_bytes(register), pace, asked).await?;
+                let plan = faults.plan(register, reply.into_bytes(register));
+                if plan.echo {
+                    send(&mut stream, &frame, pace, asked).await?;
+                }
+                let mut start = asked;
+                for Piece { pause, bytes } in plan.pieces {
+                    let free = waiting.back().map(|(start, bytes)| *start + pace.time(bytes.len()));
+                    start = free.map_or(start + pause, |free| free.max(start + pause));
+                    let end = start + pace.time(bytes.len());
+                    if waiting.is_empty() && pause.is_zero() {
+                        send(&mut stream, &bytes, pace, start).await?;
+                    } else {
+                        waiting.push_back((start, bytes));
+                    }
+                    start = end;
+                }
             }
         }
     }
