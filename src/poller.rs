@@ -15,10 +15,12 @@ use crate::jbd::message::register;
 use crate::json_line::json_line;
 use crate::link::{self, Link, OpenError};
 use crate::meter::Meter;
+use crate::pack::reading::Reading;
 use crate::pack::state::{JsonLine, LineStatistics, PackState};
 
-/// A board that has never told its cells, and so often in a row has told the rest, does not tell them.
-const POLLS_WITHOUT_CELLS: u32 = 2;
+/// So often in a row a board must keep back a part of a reading before it counts as one that does not have it. What it
+/// has once told it has: then a poll without it is a bad one.
+const INCOMPLETE_POLLS: u32 = 2;
 /// How often a missing port is tried at most, however short the interval.
 const REOPEN: Duration = Duration::from_millis(200);
 /// How often the board's counters are asked for.
@@ -42,7 +44,8 @@ pub async fn run(pack: &Pack, state_dir: &Path, desk: Desk, mut stop: watch::Rec
         meter: Meter::new(&pack.name.id, file, longest_gap),
         counters_after: None,
         silent: 0,
-        without_cells: 0,
+        silent_about_cells: 0,
+        incomplete: 0,
         line: LineStatistics::default(),
         statistics_after: None,
         report_after: Instant::now() + REPORT,
@@ -79,6 +82,8 @@ pub struct Desk {
 enum Failure {
     Open(OpenError),
     Board(board::Error),
+    /// The board refused a part of what it has told before, or for the first time.
+    Incomplete,
 }
 
 struct Poller<'a> {
@@ -94,8 +99,10 @@ struct Poller<'a> {
     counters_after: Option<Option<Instant>>,
     /// Polls in a row without a reading.
     silent: u32,
-    /// Polls of a board that tells the pack's totals and has not told a cell yet.
-    without_cells: u32,
+    /// Polls of a board that tells the pack's totals and has never told a cell.
+    silent_about_cells: u32,
+    /// Readings in a row that lack a part.
+    incomplete: u32,
     line: LineStatistics,
     /// `None` until they have been shown.
     statistics_after: Option<Instant>,
@@ -138,15 +145,25 @@ impl Poller<'_> {
             }
         };
         let began = Instant::now();
-        let tells_cells = self.without_cells < POLLS_WITHOUT_CELLS;
-        let answer = if tells_cells { board.poll().await } else { board.poll_totals().await };
-        if matches!(answer, Err(board::Error::NoAnswer { register: register::CELL_VOLTAGES, .. })) {
-            let had_cells = |state: &PackState| state.reading.as_ref().is_some_and(|r| !r.cells.is_empty());
-            if !had_cells(&self.desk.states.borrow()[self.desk.place]) {
-                self.without_cells += 1;
-            }
+        let silent_about_cells = self.silent_about_cells >= INCOMPLETE_POLLS;
+        let answer = if silent_about_cells { board.poll_totals().await } else { board.poll().await };
+        let (had_totals, had_cells) = {
+            let reading = &self.desk.states.borrow()[self.desk.place].reading;
+            let of = |part: fn(&Reading) -> bool| reading.as_ref().is_some_and(part);
+            (of(|reading| reading.totals.is_some()), of(|reading| !reading.cells.is_empty()))
+        };
+        if matches!(answer, Err(board::Error::NoAnswer { register: register::CELL_VOLTAGES, .. }))
+            && !had_cells
+        {
+            self.silent_about_cells += 1;
         }
         let reading = answer.map_err(Failure::Board)?;
+        let (no_totals, no_cells) = (reading.totals.is_none(), reading.cells.is_empty());
+        self.incomplete = if no_totals || no_cells { self.incomplete + 1 } else { 0 };
+        let new_to_it = self.incomplete == 1 && !silent_about_cells;
+        if new_to_it || (no_totals && had_totals) || (no_cells && had_cells) {
+            return Err(Failure::Incomplete);
+        }
         let now = Instant::now();
         let took = now - began;
         self.line.response_time = Some(took);
@@ -249,6 +266,9 @@ impl Poller<'_> {
             Failure::Board(error) => {
                 let broken = matches!(error, board::Error::Line(_));
                 (format!("{}: {error}", self.pack.address), gone || broken)
+            }
+            Failure::Incomplete => {
+                (format!("{}: the board refuses a part of its values", self.pack.address), gone)
             }
         };
         if worth_a_line && complaint != self.complaint {

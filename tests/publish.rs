@@ -571,6 +571,26 @@ async fn a_board_that_keeps_silent_about_its_cells_gives_what_it_has() {
 }
 
 #[tokio::test]
+async fn a_refusal_takes_nothing_away_that_was_there() {
+    let broker = Broker::start().await;
+    let directory = scratch("refusal");
+    let answers = Answers::new(&HOUSE);
+    let board = Board::start(answers.clone(), None, Pace::Unpaced);
+    let _program = Program::start(&directory, &config(&broker, &[("house", &board.port)]));
+    announced(&broker, "house", &keys(8, 2)).await;
+    let listener = Listener::start(broker.address).await;
+    listener.wait_for("bms2mqtt/house/availability", "online").await;
+    listener.clear();
+    answers.refuse(3);
+    listener.wait_for("bms2mqtt/house/availability", "offline").await;
+    answers.set(HOUSE[0]);
+    listener.wait_for("bms2mqtt/house/availability", "online").await;
+    let removed: Vec<_> =
+        listener.messages().into_iter().filter(|message| message.payload.is_empty()).collect();
+    assert_eq!(removed, []);
+}
+
+#[tokio::test]
 async fn what_cannot_be_is_shown_as_doubted() {
     let broker = Broker::start().await;
     let directory = scratch("doubts");

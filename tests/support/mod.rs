@@ -78,6 +78,18 @@ impl Broker {
 
     /// With settings of Mosquitto's, which the small broker does not know.
     pub async fn start_with(settings: &str) -> Broker {
+        Broker::start_in(scratch("broker"), settings).await
+    }
+
+    /// Keeps what is retained, in [`Broker::kept`], when it is ended by [`Broker::end`]. Mosquitto only.
+    pub async fn start_keeping() -> Broker {
+        let directory = scratch("broker");
+        let location = directory.display();
+        let settings = format!("allow_anonymous true\npersistence true\npersistence_location {location}/\n");
+        Broker::start_in(directory, &settings).await
+    }
+
+    async fn start_in(directory: PathBuf, settings: &str) -> Broker {
         let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let kind = if mosquitto().is_some() {
             Kind::Mosquitto(None)
@@ -85,22 +97,23 @@ impl Broker {
             eprintln!("mosquitto is not installed: testing with the small broker instead");
             Kind::Small(None)
         };
-        let directory = scratch("broker");
         let mut broker = Broker { address, kind, directory, settings: settings.to_owned() };
         broker.resume().await;
         broker
     }
 
-    /// Starts it at the same address, with nothing in it.
+    /// Starts it at the same address, with nothing in it but what it has kept.
     pub async fn resume(&mut self) {
         match &mut self.kind {
             Kind::Mosquitto(child) => {
                 let config = self.directory.join("mosquitto.conf");
                 let port = self.address.port();
                 let user = if self.settings.contains("user ") { "" } else { "user root\n" };
+                let keeps = self.settings.contains("persistence ");
+                let persistence = if keeps { "" } else { "persistence false\n" };
                 fs::write(
                     &config,
-                    format!("listener {port} 127.0.0.1\npersistence false\n{user}{}", self.settings),
+                    format!("listener {port} 127.0.0.1\n{persistence}{user}{}", self.settings),
                 )
                 .unwrap();
                 let log = fs::File::create(self.directory.join("log")).unwrap();
@@ -135,18 +148,38 @@ impl Broker {
         }
     }
 
+    /// Ends it as the system's shutdown would: it may still write what it keeps.
+    pub async fn end(&mut self) {
+        if let Kind::Mosquitto(Some(child)) = &mut self.kind {
+            let id = child.id().to_string();
+            assert!(Command::new("kill").args(["-s", "TERM", &id]).status().unwrap().success());
+            eventually("the broker ends", || child.try_wait().unwrap()).await;
+        }
+        self.kill().await;
+    }
+
+    /// Where Mosquitto keeps what is retained, if it does.
+    pub fn kept(&self) -> PathBuf {
+        self.directory.join("mosquitto.db")
+    }
+
     pub fn url(&self) -> String {
         format!("mqtt://{}", self.address)
     }
 
     /// What a fresh subscriber gets: everything retained.
     pub async fn retained(&self) -> BTreeMap<String, String> {
+        let messages = self.retained_messages().await;
+        messages.into_iter().map(|m| (m.topic, m.payload)).collect()
+    }
+
+    /// The same, in the order in which it came and as often.
+    pub async fn retained_messages(&self) -> Vec<Heard> {
         let listener = Listener::start(self.address).await;
         // A retained message of our own comes behind all that were there before it.
         listener.client.publish("test/last", QoS::AtLeastOnce, false, "").await.unwrap();
         eventually("the last message", || listener.position("test/last", "")).await;
-        let messages = listener.messages();
-        messages.into_iter().filter(|m| m.retained).map(|m| (m.topic, m.payload)).collect()
+        listener.messages().into_iter().filter(|m| m.retained).collect()
     }
 }
 
@@ -282,6 +315,11 @@ impl Answers {
         self.0.lock().unwrap().mute = mute;
     }
 
+    /// Refuses this register until it is set again.
+    pub fn refuse(&self, register: u8) {
+        self.0.lock().unwrap().frames.remove(&register);
+    }
+
     /// Neither answers nor refuses this register.
     pub fn silent_about(&self, register: u8) {
         self.0.lock().unwrap().silent_about = Some(register);
@@ -317,7 +355,7 @@ pub struct Board {
 }
 
 impl Board {
-    pub fn start(mut answers: Answers, link: Option<&Path>, pace: Pace) -> Board {
+    pub fn start(mut answers: impl Pack + 'static, link: Option<&Path>, pace: Pace) -> Board {
         let (terminal, line) = terminal(link).unwrap();
         let port = terminal.path().to_owned();
         let task = tokio::spawn(async move {
