@@ -124,6 +124,20 @@ async fn a_port_that_cannot_be_used_is_told_readably() {
 }
 
 #[tokio::test]
+async fn consol_prints_the_line_at_every_interval() {
+    let directory = scratch("consol");
+    let board = Board::start(Answers::new(&HOUSE), None, Pace::Unpaced);
+    let conf = format!("device={}\nrun_interval=0.2\nout_to=consol\n", board.port.display());
+    fs::write(directory.join("bms.conf"), conf).unwrap();
+    let child = bms2mqtt(&directory).stdout(Stdio::piped()).spawn().unwrap();
+    let mut child = Guard(child);
+    let out = BufReader::new(child.0.stdout.take().unwrap());
+    let lines = tokio::task::spawn_blocking(|| out.lines().take(3).collect::<Result<Vec<_>, _>>().unwrap());
+    assert_eq!(tokio::time::timeout(support::PATIENCE, lines).await.unwrap().unwrap(), [HOUSE_LINE; 3]);
+    fs::remove_dir_all(directory).unwrap();
+}
+
+#[tokio::test]
 async fn scan_tells_which_port_answers() {
     let directory = scratch("scan");
     let board = Board::start(Answers::new(&[HOUSE[0], HOUSE[1], NAME]), None, WIRE);
