@@ -5,6 +5,7 @@
 
 mod fault;
 mod living;
+mod random;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fs;

@@ -19,6 +19,7 @@ use tokio::time::Instant;
 use tracing::debug;
 
 use super::super::frame::{Answer, Status};
+use super::random::Random;
 
 /// What goes wrong, in the order in which it is done to one answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -386,30 +387,6 @@ fn split(pieces: &mut Vec<Piece>, longest: Duration, random: &mut Random) {
         pieces.insert(0, Piece { pause, bytes: bytes.split_off(cut) });
     }
     pieces.insert(0, Piece { pause, bytes });
-}
-
-/// splitmix64, as in the living pack.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
-    }
-
-    /// Below a small bound, which is not 0.
-    fn below(&mut self, bound: usize) -> usize {
-        (self.next() % bound as u64) as usize
-    }
-
-    /// A start byte more often than not by chance: those are what an asker stumbles over.
-    fn byte(&mut self) -> u8 {
-        let [byte, chance, ..] = self.next().to_le_bytes();
-        if chance < 64 { 0xDD } else { byte }
-    }
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use super::random::Random;
 use crate::jbd::message::{BasicInfo, CellVoltages, Name, Tail, register};
 
 /// Open-circuit voltage of a LiFePO4 cell over its state of charge: flat in the middle, steep at both ends.
@@ -476,25 +477,6 @@ fn open_circuit(charge: f64) -> f64 {
 /// The nearest integer; a float cast stays within the integer's range.
 fn word(value: f64) -> u16 {
     value.round() as u16
-}
-
-/// splitmix64 (Steele, Lea, Flood 2014): a counter, well stirred. Any seed is good, and it needs no crate.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
-    }
-
-    fn between(&mut self, least: f64, most: f64) -> f64 {
-        // 53 bits are what a f64 holds.
-        let part = (self.next() >> 11) as f64 / (1_u64 << 53) as f64;
-        least + (most - least) * part
-    }
 }
 
 #[cfg(test)]
