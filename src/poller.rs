@@ -95,8 +95,8 @@ struct Poller<'a> {
     open_after: Instant,
     meter: Meter,
     /// `None` until the board has been asked for its name and counters on this link; then when the counters are due
-    /// again, or never.
-    counters_after: Option<Option<Instant>>,
+    /// again.
+    counters_after: Option<Instant>,
     /// Polls in a row without a reading.
     silent: u32,
     /// Polls of a board that tells the pack's totals and has never told a cell.
@@ -195,12 +195,11 @@ impl Poller<'_> {
         };
         let name = match self.counters_after {
             None => board.name().await?,
-            Some(Some(due)) if now >= due => None,
+            Some(due) if now >= due => None,
             Some(_) => return Ok(()),
         };
         let counters = board.counters().await?;
-        // A board that does not tell them is not asked again on this link.
-        self.counters_after = Some(counters.is_some().then(|| now + COUNTERS));
+        self.counters_after = Some(now + COUNTERS);
         // What was told once stays, should the line have swallowed it this time.
         self.change(|state| {
             let identity = state.identity.get_or_insert_default();

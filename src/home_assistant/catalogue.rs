@@ -119,6 +119,14 @@ impl Entity {
         }
     }
 
+    /// Has the pack no such value only because it has not been loaded or asked for yet?
+    pub fn is_awaited(&self, state: &PackState) -> bool {
+        match self.source {
+            Source::Counter(_) => state.counters.is_none(),
+            _ => self.device_class == Some("energy") && state.energy.is_none(),
+        }
+    }
+
     /// Key or name with its number filled in.
     pub fn numbered(template: &str, number: Option<usize>) -> String {
         match number {

@@ -101,7 +101,7 @@ pub fn entity_config(
 ) -> (String, String) {
     let key = Entity::numbered(entity.key, number);
     let component = entity.component.as_str();
-    let device = format!("{ID_PREFIX}{}", pack.id);
+    let device = device_id(pack.id);
     let both = [bridge.availability_topic, pack.availability_topic].map(|topic| Availability { topic });
     let availability = if entity.without_board { &both[..1] } else { &both };
     let config = Config {
@@ -166,6 +166,15 @@ pub fn bridge_config(bridge: &Bridge<'_>) -> (String, String) {
         origin: ORIGIN,
     };
     (config_topic(component, bridge.identifier, "connection"), to_json(&config))
+}
+
+/// Where the config of an entity without a number stands, below the discovery prefix.
+pub fn entity_config_topic(pack_id: &str, entity: &Entity) -> String {
+    config_topic(entity.component.as_str(), &device_id(pack_id), entity.key)
+}
+
+fn device_id(pack_id: &str) -> String {
+    format!("{ID_PREFIX}{pack_id}")
 }
 
 fn config_topic(component: &str, node: &str, key: &str) -> String {

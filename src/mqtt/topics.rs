@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, HashSet};
 
 use crate::home_assistant::catalogue::{CATALOGUE, Entity};
-use crate::home_assistant::discovery::{self, ID_PREFIX, bridge_config, entity_config};
+use crate::home_assistant::discovery::{self, ID_PREFIX, bridge_config, entity_config, entity_config_topic};
 use crate::pack::state::PackState;
 
 /// Where everything is published.
@@ -97,6 +97,8 @@ pub struct Wanted {
     pub messages: Vec<Message>,
     /// Packs of which it is not known yet what they have: nothing of theirs is removed.
     pub undecided: HashSet<String>,
+    /// What may be wanted soon, and is not removed until then.
+    pub awaited: HashSet<String>,
 }
 
 /// What should stand at the broker when this is known of the packs. `stopping` makes everything `offline`.
@@ -108,6 +110,7 @@ pub fn wanted(names: &Names, packs: &[(&PackName, &PackState)], stopping: bool) 
     let mut messages = Vec::new();
     let mut availability = vec![Message::confirmed(&bridge_availability, on_or_off_line(!stopping))];
     let mut values = Vec::new();
+    let mut awaited = HashSet::new();
     if names.discovery {
         messages.push(names.config(bridge_config(&bridge)));
     }
@@ -129,6 +132,10 @@ pub fn wanted(names: &Names, packs: &[(&PackName, &PackState)], stopping: bool) 
             availability_topic: &availability_topic,
         });
         for entity in CATALOGUE {
+            if entity.is_awaited(state) {
+                awaited.insert(format!("{topic}/{}", entity.key));
+                awaited.insert(names.below_prefix(&entity_config_topic(&pack.id, entity)));
+            }
             entity.visit(state, |number, value| {
                 if let Some(described) = &described {
                     messages.push(names.config(entity_config(&bridge, described, entity, number)));
@@ -144,7 +151,7 @@ pub fn wanted(names: &Names, packs: &[(&PackName, &PackState)], stopping: bool) 
     messages.extend(availability);
     messages.extend(values);
     let undecided = packs.iter().filter(|(_, state)| state.reading.is_none() || state.identity.is_none());
-    Wanted { messages, undecided: undecided.map(|(pack, _)| pack.id.clone()).collect() }
+    Wanted { messages, undecided: undecided.map(|(pack, _)| pack.id.clone()).collect(), awaited }
 }
 
 fn on_or_off_line(online: bool) -> &'static str {
@@ -158,7 +165,11 @@ fn software_version(state: &PackState) -> Option<String> {
 
 impl Names {
     fn config(&self, (topic, payload): (String, String)) -> Message {
-        Message::confirmed(&format!("{}/{topic}", self.discovery_prefix), &payload)
+        Message::confirmed(&self.below_prefix(&topic), &payload)
+    }
+
+    fn below_prefix(&self, topic: &str) -> String {
+        format!("{}/{topic}", self.discovery_prefix)
     }
 }
 
@@ -188,7 +199,7 @@ impl Sent {
         let topics: HashSet<&str> = wanted.messages.iter().map(|message| message.topic.as_str()).collect();
         let gone = |topic: &str| {
             let undecided = names.pack_of(topic).is_none_or(|pack| wanted.undecided.contains(pack));
-            !topics.contains(topic) && !undecided
+            !topics.contains(topic) && !undecided && !wanted.awaited.contains(topic)
         };
         let gone: Vec<String> = self.0.keys().filter(|topic| gone(topic)).cloned().collect();
         let mut changes: Vec<Message> = gone.iter().map(|topic| Message::confirmed(topic, "")).collect();
@@ -339,6 +350,20 @@ mod tests {
         sent.found(leftover.to_owned());
         assert!(!topics(&changes(&mut sent, &PackState::default())).contains(&leftover));
         assert!(topics(&changes(&mut sent, &cells(&[3300]))).contains(&leftover));
+    }
+
+    #[test]
+    fn what_is_loaded_or_asked_for_later_is_not_taken_away_before() {
+        let mut sent = Sent::default();
+        for topic in [
+            "bms2mqtt/house/energy_charged",
+            "homeassistant/sensor/bms2mqtt_house/energy_charged/config",
+            "homeassistant/sensor/bms2mqtt_house/short_circuit_count/config",
+        ] {
+            sent.found(topic.to_owned());
+            let said = changes(&mut sent, &cells(&[3300]));
+            assert!(!topics(&said).contains(&topic), "{topic}");
+        }
     }
 
     #[test]
