@@ -134,7 +134,7 @@ impl<L: AsyncRead + AsyncWrite + Unpin> Board<L> {
             info = unless_refused(self.ask(register::BASIC_INFO, BasicInfo::decode).await)?;
             cells = unless_refused(self.ask(register::CELL_VOLTAGES, CellVoltages::decode).await)?;
         }
-        self.doubtful.clear();
+        self.give_up_flushing();
         match (info, cells) {
             ((None, Some(refusal)), (None, _)) => Err(refusal),
             ((info, _), (cells, _)) => Ok(reading(info.as_ref(), cells.as_ref())),
@@ -150,7 +150,7 @@ impl<L: AsyncRead + AsyncWrite + Unpin> Board<L> {
             self.flush().await?;
         }
         let info = self.ask(register::BASIC_INFO, BasicInfo::decode).await?;
-        self.doubtful.clear();
+        self.give_up_flushing();
         Ok(reading(Some(&info), None))
     }
 
@@ -180,6 +180,7 @@ impl<L: AsyncRead + AsyncWrite + Unpin> Board<L> {
         self.request.clear();
         Request::read(register).encode(&mut self.request);
         let mut heard = Heard::Nothing;
+        let in_doubt = self.doubtful.contains(&register);
         for attempt in 0..TRIES {
             self.tally.retries += u64::from(attempt > 0);
             self.discard_what_came_late().await?;
@@ -192,11 +193,14 @@ impl<L: AsyncRead + AsyncWrite + Unpin> Board<L> {
                 status => Err(Wrong::Refused(status)),
             });
             let outcome = outcome.await.map_err(Error::Line)?;
-            let doubtful = self.doubtful.contains(&register);
-            if matches!(outcome, Ok(_) | Err(Wrong::Refused(_))) && !doubtful {
+            if matches!(outcome, Ok(_) | Err(Wrong::Refused(_))) {
                 // A line keeps the order: what was asked before is answered before, or never.
-                self.doubtful.clear();
-            } else if !doubtful {
+                if !in_doubt {
+                    self.doubtful.clear();
+                    // But for the tries of this question itself.
+                    self.doubtful.extend((attempt > 0).then_some(register));
+                }
+            } else if !self.doubtful.contains(&register) {
                 self.doubtful.push(register);
             }
             match outcome {
@@ -215,9 +219,21 @@ impl<L: AsyncRead + AsyncWrite + Unpin> Board<L> {
     }
 
     /// Gets older answers out of the way: an answer does not tell which of two equal questions it answers, but it comes
-    /// behind the answers to all that was asked before. Without an answer there is nothing to be done but to go on.
+    /// behind the answers to all that was asked before. So it asks what is not itself in doubt.
     async fn flush(&mut self) -> Result<(), Error> {
-        self.name().await.map(drop)
+        if self.doubtful.contains(&register::NAME) {
+            self.counters().await.map(drop)
+        } else {
+            self.name().await.map(drop)
+        }
+    }
+
+    /// After a poll that brought its answers though nothing came to `flush`: the board tells neither, and is not to be
+    /// asked in vain at every poll from now on.
+    fn give_up_flushing(&mut self) {
+        if [register::NAME, register::COUNTERS].iter().all(|register| self.doubtful.contains(register)) {
+            self.doubtful.clear();
+        }
     }
 
     /// Reads until an answer of this register is there or time is up. Whatever else comes (echoes, noise, answers
