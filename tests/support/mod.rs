@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -13,6 +14,7 @@ use std::time::{Duration, Instant};
 use bms2mqtt::jbd::frame::{Answer, Frame, Status, frames};
 use bms2mqtt::jbd::simulator::{Pace, Pack, Reply, serve, terminal};
 use bms2mqtt::mqtt::broker;
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use rumqttc::{AsyncClient, Event, MqttOptions, Packet, QoS};
 use tokio::task::JoinHandle;
 
@@ -357,6 +359,7 @@ pub struct Board {
 impl Board {
     pub fn start(mut answers: impl Pack + 'static, link: Option<&Path>, pace: Pace) -> Board {
         let (terminal, line) = terminal(link).unwrap();
+        keep_terminals_from_children();
         let port = terminal.path().to_owned();
         let task = tokio::spawn(async move {
             let _keep = terminal;
@@ -369,6 +372,19 @@ impl Board {
     pub async fn unplug(self) {
         self.task.abort();
         let _ = (&mut { self }.task).await;
+    }
+}
+
+/// A child that has the board's end too would keep the line up when the board is unplugged.
+fn keep_terminals_from_children() {
+    for entry in fs::read_dir("/proc/self/fd").unwrap().flatten() {
+        let is_terminal = fs::read_link(entry.path()).is_ok_and(|path| path.ends_with("ptmx"));
+        let number = entry.file_name().to_str().and_then(|name| name.parse().ok());
+        if let (true, Some(number)) = (is_terminal, number) {
+            // SAFETY: nothing but the flag is set, and where another test has closed it meanwhile that is an error.
+            let file = unsafe { BorrowedFd::borrow_raw(number) };
+            let _ = fcntl(file, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC));
+        }
     }
 }
 
