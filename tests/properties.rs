@@ -286,7 +286,7 @@ async fn are_read_right(count: u64, make: impl Fn(&mut Random) -> Vec<Reply>) {
 /// Not even a question more is asked: an answer in the shadow of a false start is found when the line pauses.
 #[tokio::test(start_paused = true)]
 async fn noise_splits_and_pauses_change_nothing() {
-    are_read_right(1000, |random| {
+    are_read_right(500, |random| {
         [0x03, 0x04, 0x03, 0x04].map(|register| Reply::good(random, register)).into()
     })
     .await;
@@ -294,7 +294,7 @@ async fn noise_splits_and_pauses_change_nothing() {
 
 #[tokio::test(start_paused = true)]
 async fn two_of_three_answers_may_be_lost() {
-    are_read_right(1000, |random| {
+    are_read_right(500, |random| {
         let mut replies = Vec::new();
         for register in [0x03, 0x04, 0x03, 0x04] {
             for _ in 0..random.within(0..=2) {
@@ -310,7 +310,7 @@ async fn two_of_three_answers_may_be_lost() {
 /// It is taken for the answer to the question asked again; the answer to that comes while another one is waited for.
 #[tokio::test(start_paused = true)]
 async fn an_answer_that_comes_too_late_does_no_harm() {
-    are_read_right(1000, |random| {
+    are_read_right(500, |random| {
         let late = random.within(0..=1);
         let mut registers = vec![0x03, 0x04, 0x03, 0x04];
         registers.insert(late, registers[late]);
@@ -585,7 +585,7 @@ fn what_fuzzing_asks_holds_of_captured_and_of_random_bytes() {
             holds::counters(data);
         }
     }
-    for (_, mut random) in cases(1000) {
+    for (_, mut random) in cases(500) {
         let register = random.one_of(&POLLED);
         holds::frames(
             &[vec![random.byte()], noise(&mut random, register, &[]), random.bytes(0..=600)].concat(),
@@ -624,7 +624,7 @@ fn an_answer_may_have_data_of_any_length() {
 
 #[test]
 fn messages_survive_the_round_trip() {
-    for (case, mut random) in cases(2000) {
+    for (case, mut random) in cases(1000) {
         let info = BasicInfo {
             voltage: random.short(),
             current: random.word() as i16,
