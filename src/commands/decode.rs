@@ -104,10 +104,11 @@ fn decode(register: u8, data: &[u8]) -> Result<Decoded, Malformed> {
     let mut decoded = Decoded::new(format!("answer of register {register:02X}"));
     match register {
         register::BASIC_INFO => {
-            let info = BasicInfo::decode(data)?;
-            let version = (info.software_version >> 4, info.software_version & 0x0F);
-            decoded.text("software_version", "Software version", format!("{}.{}", version.0, version.1));
-            state.reading = Some(reading(Some(&info), None));
+            let reading = reading(Some(&BasicInfo::decode(data)?), None);
+            if let Some(totals) = &reading.totals {
+                decoded.text("software_version", "Software version", totals.software_version);
+            }
+            state.reading = Some(reading);
         }
         register::CELL_VOLTAGES => state.reading = Some(reading(None, Some(&CellVoltages::decode(data)?))),
         register::NAME => decoded.text("name", "Name", Name::decode(data).0),

@@ -159,8 +159,7 @@ fn on_or_off_line(online: bool) -> &'static str {
 }
 
 fn software_version(state: &PackState) -> Option<String> {
-    let version = state.reading.as_ref()?.totals.as_ref()?.software_version;
-    Some(format!("{}.{}", version.major, version.minor))
+    Some(state.reading.as_ref()?.totals.as_ref()?.software_version.to_string())
 }
 
 impl Names {
