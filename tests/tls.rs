@@ -6,6 +6,7 @@ use std::fs;
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::{Duration, SystemTime};
 
 use bms2mqtt::jbd::simulator::Pace;
 use support::{Answers, Board, Broker, HOUSE, Listener, Program, eventually, mosquitto, scratch};
@@ -265,6 +266,49 @@ async fn what_is_wrong_with_the_certificate_of_the_broker_is_told() {
         let url = broker.url(host);
         fails(bridge.start(&url, &authority.certificate(), None), &url, reason).await;
     }
+}
+
+#[tokio::test]
+async fn a_certificate_that_expires_during_a_session_ends_none_and_lets_none_begin() {
+    if !tools() {
+        return;
+    }
+    let directory = scratch("tls-expiry");
+    let authority = Authority::new(&directory, "home");
+    let expiry = SystemTime::now() + Duration::from_secs(8);
+    let date = humantime::format_rfc3339_seconds(expiry).to_string().replace(['-', 'T', ':'], "");
+    let server = authority.issue("server", THIS_MACHINE, &date);
+    let mut broker = TlsBroker::start(&authority, &server, "").await;
+    let bridge = Bridge::new(&directory);
+    let url = broker.url("localhost");
+    let mut program = bridge.start(&url, &authority.certificate(), None);
+    program.logged(&format!("connected to {url}\n")).await;
+
+    eventually("the certificate expires", || (SystemTime::now() > expiry).then_some(())).await;
+    let listener = Listener::start(broker.plain.address).await;
+    bridge.answers.change(4, |data| data[1] += 1);
+    listener.wait_for("bms2mqtt/house/cell_1_voltage", "3.333").await;
+
+    broker.plain.kill().await;
+    broker.plain.resume().await;
+    program.logged("the broker's certificate has expired; renew it").await;
+    bridge.answers.wait_for_polls(5).await;
+    bridge.answers.change(4, |data| data[1] += 1);
+    bridge.answers.wait_for_polls(5).await;
+
+    broker.plain.kill().await;
+    let renewed = authority.issue("renewed", THIS_MACHINE, ALWAYS);
+    fs::copy(renewed.certificate, server.certificate).unwrap();
+    fs::copy(renewed.key, server.key).unwrap();
+    broker.plain.resume().await;
+    let listener = Listener::start(broker.plain.address).await;
+    // The last of all values.
+    let last = "bms2mqtt/house/last_success";
+    eventually(last, || listener.messages().into_iter().find(|heard| heard.topic == last)).await;
+    // The newest state, once: what was read while the broker was away is not caught up with.
+    let heard = listener.messages().into_iter().filter(|heard| heard.topic.ends_with("/cell_1_voltage"));
+    assert_eq!(heard.map(|heard| heard.payload).collect::<Vec<_>>(), ["3.334"]);
+    stops(&mut program).await;
 }
 
 #[tokio::test]
