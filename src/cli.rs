@@ -31,6 +31,8 @@ pub enum Command {
     Health,
     /// Try every serial port and print which one answers as a BMS
     Scan(ScanArgs),
+    /// Print a dashboard of the configured packs for Home Assistant
+    Dashboard(DashboardArgs),
     /// Decode frames given as hex, in arguments or on standard input
     Decode(DecodeArgs),
     /// Serve a virtual BMS on a pseudo-terminal or a TCP port
@@ -62,6 +64,10 @@ pub struct Options {
     /// Where energy totals are kept [environment: BMS2MQTT_STATE_DIR]
     #[arg(long, value_name = "DIRECTORY", global = true)]
     pub state_dir: Option<String>,
+
+    /// Of the entities' names: en, de or ru [default: en; environment: BMS2MQTT_LANGUAGE]
+    #[arg(long, value_name = "CODE", global = true)]
+    pub language: Option<String>,
 
     #[command(flatten)]
     pub pack: PackOptions,
@@ -145,6 +151,13 @@ pub struct MqttOptions {
 pub struct ScanArgs {
     /// Only these ports, which may be tcp://HOST:PORT
     pub ports: Vec<String>,
+}
+
+#[derive(Args)]
+pub struct DashboardArgs {
+    /// For Home Assistant before 2025.10, which makes entity ids from the names of packs
+    #[arg(long)]
+    pub ids_from_names: bool,
 }
 
 #[derive(Args)]

@@ -17,6 +17,7 @@ use std::time::Duration;
 use tracing::warn;
 
 use crate::cli::Options;
+use crate::home_assistant::language::Language;
 use crate::link::Address;
 use crate::mqtt::access::{Access, ClientFiles, Login, Password, Tls};
 use crate::mqtt::topics::{BRIDGE, Names, PackName};
@@ -105,7 +106,7 @@ struct Settings {
 /// Key, environment variable and flag of what can be given without a file. A key that begins with a dot is a single
 /// pack's.
 type Override = (&'static str, &'static str, &'static str, fn(&Options) -> Option<&String>);
-const OVERRIDES: [Override; 16] = [
+const OVERRIDES: [Override; 17] = [
     ("mqtt.url", "BMS2MQTT_MQTT_URL", "--mqtt-url", |o| o.mqtt.url.as_ref()),
     ("mqtt.username", "BMS2MQTT_MQTT_USERNAME", "--mqtt-username", |o| o.mqtt.username.as_ref()),
     ("mqtt.password", "BMS2MQTT_MQTT_PASSWORD", "--mqtt-password", |o| o.mqtt.password.as_ref()),
@@ -118,6 +119,7 @@ const OVERRIDES: [Override; 16] = [
     ("mqtt.base_topic", "BMS2MQTT_MQTT_BASE_TOPIC", "--mqtt-base-topic", |o| o.mqtt.base_topic.as_ref()),
     ("mqtt.client_id", "BMS2MQTT_MQTT_CLIENT_ID", "--mqtt-client-id", |o| o.mqtt.client_id.as_ref()),
     ("mqtt.keep_alive", "BMS2MQTT_MQTT_KEEP_ALIVE", "--mqtt-keep-alive", |o| o.mqtt.keep_alive.as_ref()),
+    ("home_assistant.language", "BMS2MQTT_LANGUAGE", "--language", |o| o.language.as_ref()),
     ("state_dir", "BMS2MQTT_STATE_DIR", "--state-dir", |o| o.state_dir.as_ref()),
     (".port", "BMS2MQTT_PORT", "--port", |o| o.port.as_ref()),
     (".id", "BMS2MQTT_ID", "--id", |o| o.pack.id.as_ref()),
@@ -187,6 +189,7 @@ impl Config {
                 base_topic: text(DEFAULT_BASE_TOPIC),
                 discovery_prefix: text(DEFAULT_PREFIX),
                 discovery: true,
+                language: Language::default(),
             },
             packs: Vec::new(),
             state_dir: default_state_dir(),
@@ -301,6 +304,7 @@ impl Settings {
             base_topic: base_topic.unwrap_or_else(|| DEFAULT_BASE_TOPIC.to_owned()),
             discovery_prefix: discovery_prefix.unwrap_or_else(|| DEFAULT_PREFIX.to_owned()),
             discovery: self.get("home_assistant.discovery", value::flag)?.unwrap_or(true),
+            language: self.get("home_assistant.language", value::language)?.unwrap_or_default(),
         };
         if names.base_topic == names.discovery_prefix {
             let problem =

@@ -6,7 +6,7 @@
 //! serial port ┐            ┌ jbd::frame ─ jbd::message ─ jbd::reading ┐
 //! TCP socket  ┴ link ─ jbd::board ── bytes in, answers matched to ────┴─ pack::reading
 //!                          questions                                         │
-//!                                                                         poller, meter
+//!                                                                         poller, memory
 //!                                                                            │ pack::state
 //! broker ─ mqtt::session ─ mqtt::topics ── wanted minus sent ── home_assistant ┘
 //! ```
@@ -15,8 +15,8 @@
 //!
 //! * [`link`]: an address → an open byte stream
 //! * [`jbd`]: the protocol: frames, messages, asking a board, and a board that answers (the simulator)
-//! * [`pack`]: what a battery is, whatever its protocol: numbers, readings, protections, energy
-//! * [`poller`], [`meter`], [`state_file`]: one pack for life, and its energy on the disk
+//! * [`pack`]: what a battery is, whatever its protocol: numbers, readings, protections, energy, forecasts
+//! * [`poller`], [`memory`], [`state_file`]: one pack for life, and what it remembers on the disk
 //! * [`home_assistant`]: the catalogue of entities and their discovery configs
 //! * [`mqtt`]: what should stand at the broker, sessions with it, and a small broker of our own
 //! * [`bridge`]: starts pollers and publisher, and ends them in order; [`health`]: whether they are at work
@@ -32,7 +32,7 @@ pub mod jbd;
 pub mod json_line;
 pub mod link;
 pub mod logging;
-pub mod meter;
+pub mod memory;
 pub mod mqtt;
 pub mod pack;
 pub mod poller;

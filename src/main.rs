@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use bms2mqtt::cli::{Cli, Command, Options};
-use bms2mqtt::commands::{Failure, check, decode, demo, health, once, run, scan, simulate};
+use bms2mqtt::commands::{Failure, check, dashboard, decode, demo, health, once, run, scan, simulate};
 use bms2mqtt::config::Config;
 use bms2mqtt::logging;
 use clap::Parser;
@@ -54,6 +54,7 @@ async fn execute(command: Option<Command>, once: bool, options: Options) -> Resu
         Command::Check => check::run(&Config::load(&options)?),
         Command::Health => health::run(&Config::load(&options)?),
         Command::Scan(args) => scan::run(&args, &options).await,
+        Command::Dashboard(args) => dashboard::run(&args, &Config::load(&options)?),
         Command::Decode(args) => decode::run(&args),
         Command::Simulate(args) => simulate::run(&args, &options).await,
         Command::Demo(args) => demo::run(&args).await,

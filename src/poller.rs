@@ -14,7 +14,8 @@ use crate::jbd::board::{self, Board};
 use crate::jbd::message::register;
 use crate::json_line::json_line;
 use crate::link::{self, Link, OpenError};
-use crate::meter::Meter;
+use crate::memory::Memory;
+use crate::pack::forecast::Forecaster;
 use crate::pack::reading::Reading;
 use crate::pack::state::{JsonLine, LineStatistics, PackState};
 
@@ -41,7 +42,8 @@ pub async fn run(pack: &Pack, state_dir: &Path, desk: Desk, mut stop: watch::Rec
         board: None,
         opened: false,
         open_after: Instant::now(),
-        meter: Meter::new(&pack.name.id, file, longest_gap),
+        memory: Memory::new(&pack.name.id, file, longest_gap),
+        forecaster: Forecaster::default(),
         counters_after: None,
         silent: 0,
         silent_about_cells: 0,
@@ -64,10 +66,10 @@ pub async fn run(pack: &Pack, state_dir: &Path, desk: Desk, mut stop: watch::Rec
         () = polling => {}
         _ = stop.wait_for(|stop| *stop) => {}
     }
-    let Poller { meter, desk, .. } = poller;
+    let Poller { memory, desk, .. } = poller;
     // So that the publisher can say `offline` while the energy is saved.
     drop(desk);
-    meter.close().await;
+    memory.close().await;
 }
 
 /// Where a poller puts down what it knows.
@@ -93,7 +95,8 @@ struct Poller<'a> {
     /// Has there been a link?
     opened: bool,
     open_after: Instant,
-    meter: Meter,
+    memory: Memory,
+    forecaster: Forecaster,
     /// `None` until the board has been asked for its name and counters on this link; then when the counters are due
     /// again.
     counters_after: Option<Instant>,
@@ -169,10 +172,12 @@ impl Poller<'_> {
         self.line.response_time = Some(took);
         self.line.last_success = Some(SystemTime::now());
         debug!(pack = self.pack.name.id, "polled in {} ms", took.as_millis());
-        if let Some(totals) = &reading.totals {
-            self.meter.count(now, totals.power());
-        }
-        let energy = self.meter.keep().await;
+        let forecast = reading.totals.as_ref().map(|totals| {
+            let since_last = self.memory.count(now, totals.power());
+            self.memory.see(totals.protections);
+            self.forecaster.add(totals, since_last)
+        });
+        let remembered = self.memory.keep().await;
         let json_line = self
             .pack
             .json_topic
@@ -182,7 +187,8 @@ impl Poller<'_> {
         self.change(|state| {
             state.answering = Some(true);
             state.reading = Some(reading);
-            state.energy = energy;
+            state.forecast = forecast;
+            state.remembered = remembered;
             state.json_line = json_line;
         });
         self.ask_what_seldom_changes(now).await.map_err(Failure::Board)

@@ -277,6 +277,28 @@ async fn simulate_does_what_can_go_wrong_on_purpose() {
 }
 
 #[tokio::test]
+async fn dashboard_prints_a_view_of_the_configured_packs() {
+    let directory = scratch("dashboard");
+    let yaml = "packs: [{id: house, name: House battery, port: a}, {id: van, name: Вагон, port: b}]";
+    fs::write(directory.join("config.yaml"), yaml).unwrap();
+    let (code, out, err) = run(&directory, &["dashboard"]).await;
+    assert_eq!((code, err.as_str()), (0, ""));
+    for word in ["heading: \"House battery\"", "sensor.house_power", "heading: \"Вагон\"", "sensor.van_power"]
+    {
+        assert!(out.contains(word), "{word}: {out}");
+    }
+    let (_, german, _) = run(&directory, &["dashboard", "--language", "de"]).await;
+    assert!(german.contains("heading: Zellen") && german.contains("sensor.house_power"), "{german}");
+
+    let (code, _, err) = run(&directory, &["dashboard", "--ids-from-names"]).await;
+    assert!(code == 2 && err.starts_with("bms2mqtt: --ids-from-names: "), "{err}");
+    fs::write(directory.join("config.yaml"), "packs: [{name: House battery, port: a}]").unwrap();
+    let (_, out, _) = run(&directory, &["dashboard", "--ids-from-names"]).await;
+    assert!(out.contains("sensor.house_battery_power"), "{out}");
+    fs::remove_dir_all(directory).unwrap();
+}
+
+#[tokio::test]
 async fn the_demo_needs_nothing_and_shows_a_pack_that_lives() {
     let directory = scratch("demo");
     let (code, out, err) = run(&directory, &["demo", "--for", "6s", "--listen", "127.0.0.1:0"]).await;

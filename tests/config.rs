@@ -26,6 +26,13 @@ fn text(output: &Output) -> (String, String) {
 /// A file, the place the message begins with, the key it names, and words of what is wrong and what would be right.
 const WRONG: &[(&str, &str, &str, &str, &str)] = &[
     ("", "config.yaml", "packs", "there is no pack", "write packs:"),
+    (
+        "packs: [port: a]\nhome_assistant:\n  language: fr",
+        "config.yaml:3",
+        "home_assistant.language",
+        "\"fr\"",
+        "en, de, ru",
+    ),
     ("packs: []", "config.yaml:1", "packs", "there is no pack", "- port: /dev/ttyUSB0"),
     ("packs: /dev/ttyUSB0", "config.yaml:1", "packs", "is one value", "write a list"),
     ("packs:\n  port: /dev/ttyUSB0", "config.yaml:2", "packs", "is a group of keys", "write a list"),
@@ -239,11 +246,17 @@ fn flags_win_over_the_environment_and_the_environment_over_the_file() {
         ("BMS2MQTT_MQTT_USERNAME", "variable"),
         ("BMS2MQTT_PORT", "/dev/variable"),
         ("BMS2MQTT_INTERVAL", "7s"),
+        ("BMS2MQTT_LANGUAGE", "de"),
         ("BMS2MQTT_MQTT_PASSWORD", ""), // as compose files leave what is not set
     ];
     let variable = check(&[], &variables);
-    for word in ["mqtt://variable:1883 as user variable", "/dev/variable", "every 7s", "values at file/file/"]
-    {
+    for word in [
+        "mqtt://variable:1883 as user variable",
+        "/dev/variable",
+        "every 7s",
+        "values at file/file/",
+        "in German",
+    ] {
         assert!(variable.contains(word), "{word}: {variable}");
     }
 

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use bms2mqtt::jbd::simulator::Pace;
 use serde_json::{Value, json};
 use support::{
-    Answers, BANK, Board, Broker, COUNTERS, HOUSE, HOUSE_LINE, Listener, NAME, Program, eventually,
+    Answers, BANK, Board, Broker, COUNTERS, HOUSE, HOUSE_LINE, Heard, Listener, NAME, Program, eventually,
     mosquitto, scratch,
 };
 
@@ -24,7 +24,8 @@ fn keys(cells: usize, temperatures: usize) -> Vec<String> {
         cell_overvoltage cell_undervoltage pack_overvoltage pack_undervoltage charge_overtemperature \
         charge_undertemperature discharge_overtemperature discharge_undertemperature charge_overcurrent \
         discharge_overcurrent short_circuit front_end_error mosfet_software_lock charge_mosfet_breakdown \
-        discharge_mosfet_breakdown protections connection"
+        discharge_mosfet_breakdown protections connection stored_energy time_to_full time_to_empty mode \
+        last_protection last_protection_time"
         .split_whitespace()
         .map(str::to_owned)
         .collect();
@@ -118,11 +119,19 @@ async fn an_8_cell_and_a_16_cell_pack_are_there_with_every_key() {
         ("house/charging", "OFF"),
         ("house/protections", "none"),
         ("house/connection", "ON"),
+        ("house/stored_energy", "2.11"),
+        ("house/time_to_full", "None"),
+        ("house/time_to_empty", "None"),
+        ("house/mode", "idle"),
+        ("house/last_protection", "none"),
+        ("house/last_protection_time", "None"),
         ("house/energy_charged", "0.00"),
         ("house/production_date", "2019-11-18"),
         ("bank/voltage", "52.97"),
         ("bank/current", "-6.92"),
         ("bank/power", "-366.55"),
+        ("bank/mode", "discharging"),
+        ("bank/time_to_full", "None"),
         ("bank/cell_16_voltage", "3.366"),
         ("bank/temperature_1", "10.5"),
         ("bank/system_restart_count", "42"),
@@ -130,7 +139,7 @@ async fn an_8_cell_and_a_16_cell_pack_are_there_with_every_key() {
         assert_eq!(retained.get(&format!("bms2mqtt/{topic}")).map(String::as_str), Some(payload), "{topic}");
     }
     // What these boards do not have has neither topic nor entity.
-    for key in ["full_charge_capacity", "cell_17_voltage", "temperature_5"] {
+    for key in ["full_charge_capacity", "state_of_health", "cell_17_voltage", "temperature_5"] {
         assert!(!retained.keys().any(|topic| topic.contains(key)), "{key}");
     }
     assert!(!retained.contains_key("bms2mqtt/house/cell_9_voltage"));
@@ -164,6 +173,10 @@ async fn an_8_cell_and_a_16_cell_pack_are_there_with_every_key() {
         },
     });
     assert_eq!(config, expected);
+    let mode: Value =
+        serde_json::from_str(&retained["homeassistant/sensor/bms2mqtt_house/mode/config"]).unwrap();
+    assert_eq!(mode["device_class"], "enum");
+    assert_eq!(mode["options"], json!(["idle", "charging", "discharging"]));
     let connection = &retained["homeassistant/binary_sensor/bms2mqtt_house/connection/config"];
     let connection: Value = serde_json::from_str(connection).unwrap();
     assert_eq!(connection["availability"], json!([{"topic": "bms2mqtt/bridge/availability"}]));
@@ -470,16 +483,80 @@ async fn energy_goes_on_where_it_was() {
 }
 
 #[tokio::test]
-async fn a_state_directory_that_cannot_be_written_costs_only_the_energy() {
+async fn the_last_protection_is_told_and_kept_over_restarts() {
+    let mut broker = Broker::start().await;
+    let directory = scratch("alarm");
+    let answers = Answers::new(&HOUSE);
+    let board = Board::start(answers.clone(), None, Pace::Unpaced);
+    let yaml = config(&broker, &[("house", &board.port)]);
+    let mut program = Program::start(&directory, &yaml);
+    let listener = Listener::start(broker.address).await;
+    listener.wait_for("bms2mqtt/house/last_protection", "none").await;
+
+    let cell_undervoltage = |data: &mut [u8]| data[17] = 0b10;
+    answers.change(3, cell_undervoltage);
+    listener.wait_for("bms2mqtt/house/problem", "ON").await;
+    listener.wait_for("bms2mqtt/house/last_protection", "cell_undervoltage").await;
+    answers.change(3, |data| data[17] = 0);
+    listener.wait_for("bms2mqtt/house/problem", "OFF").await;
+    let time = broker.retained().await["bms2mqtt/house/last_protection_time"].clone();
+    let age = humantime::parse_rfc3339(&time).unwrap().elapsed().unwrap();
+    assert!(age < support::PATIENCE, "{age:?}");
+    program.signal("KILL");
+    program.ended().await;
+
+    broker.kill().await;
+    broker.resume().await;
+    let _program = Program::start(&directory, &yaml);
+    let listener = Listener::start(broker.address).await;
+    listener.wait_for("bms2mqtt/house/last_protection", "cell_undervoltage").await;
+    listener.wait_for("bms2mqtt/house/last_protection_time", &time).await;
+}
+
+#[tokio::test]
+async fn names_are_in_the_users_language_and_nothing_else_is() {
+    let broker = Broker::start().await;
+    let directory = scratch("language");
+    let board = Board::start(Answers::new(&HOUSE), None, Pace::Unpaced);
+    let yaml = config(&broker, &[("house", &board.port)]);
+    let mut program = Program::start(&directory, &yaml);
+    let english = announced(&broker, "house", &keys(8, 2)).await;
+    program.signal("TERM");
+    program.ended().await;
+
+    let _program = Program::start(&directory, &(yaml + "home_assistant: {language: ru}\n"));
+    let listener = Listener::start(broker.address).await;
+    // The last of what is asked, and the last of what is loaded.
+    for key in ["last_success", "last_protection_time"] {
+        let topic = format!("homeassistant/sensor/bms2mqtt_house/{key}/config");
+        let is_russian = |heard: &Heard| heard.topic == topic && heard.payload.contains("последн");
+        eventually(&topic, || listener.messages().iter().any(is_russian).then_some(())).await;
+    }
+    let russian = broker.retained().await;
+    assert_eq!(english.keys().collect::<Vec<_>>(), russian.keys().collect::<Vec<_>>());
+    let configs = english.iter().filter(|(topic, _)| topic.ends_with("/config"));
+    for (topic, config) in configs {
+        let [mut english, mut russian] =
+            [config, &russian[topic]].map(|config| serde_json::from_str::<Value>(config).unwrap());
+        let name = russian["name"].take();
+        assert!(!name.as_str().unwrap().is_ascii(), "{topic}: {name}");
+        assert_ne!(name, english["name"].take(), "{topic}");
+        assert_eq!(english, russian, "{topic}");
+    }
+}
+
+#[tokio::test]
+async fn a_state_directory_that_cannot_be_written_costs_only_what_would_be_kept_there() {
     let broker = Broker::start().await;
     let directory = scratch("no-state");
     fs::write(directory.join("state"), "a file in the way").unwrap();
     let board = Board::start(Answers::new(&HOUSE), None, Pace::Unpaced);
     let program = Program::start(&directory, &config(&broker, &[("house", &board.port)]));
-    program.logged("energy is not shown: cannot read").await;
-    let keys: Vec<String> = keys(8, 2).into_iter().filter(|key| !key.starts_with("energy")).collect();
+    program.logged("energy and the last protection are not shown: cannot read").await;
+    let kept = |key: &str| key.starts_with("energy_") || key.starts_with("last_protection");
+    let keys: Vec<String> = keys(8, 2).into_iter().filter(|key| !kept(key)).collect();
     let retained = announced(&broker, "house", &keys).await;
-    assert!(!retained.keys().any(|topic| topic.contains("energy")));
+    assert!(!retained.keys().any(|topic| topic.split('/').any(kept)));
 }
 
 #[tokio::test]

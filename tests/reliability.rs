@@ -19,7 +19,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bms2mqtt::jbd::simulator::{Pace, Pack, Reply};
-use bms2mqtt::pack::energy::Totals;
+use bms2mqtt::pack::record::Record;
 use bms2mqtt::state_file;
 use serde_json::Value;
 use support::{Answers, BANK, Board, Broker, HOUSE, Listener, Program, eventually, mosquitto, scratch};
@@ -636,7 +636,7 @@ async fn killed_programs(count: u32) {
             all_shown.push(shown);
         }
         let text = state_file::load(&file).unwrap().expect("the file");
-        Totals::from_json(&text).unwrap_or_else(|error| panic!("round {round}: {text:?}: {error}"));
+        Record::from_json(&text).unwrap_or_else(|error| panic!("round {round}: {text:?}: {error}"));
         let held = serde_json::from_str::<Value>(&text).unwrap()["charged_100nj"].as_u64().unwrap();
         assert!(held >= saved, "round {round}: {held} after {saved}");
         assert!(held / 360_000_000_000 >= shown, "round {round}: {held} and {shown} shown");

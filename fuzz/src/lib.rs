@@ -7,13 +7,15 @@ use std::time::Duration;
 
 use bms2mqtt::home_assistant::catalogue::{CATALOGUE, Entity, Value};
 use bms2mqtt::home_assistant::discovery::{Bridge, Pack, entity_config};
+use bms2mqtt::home_assistant::language::Language;
 use bms2mqtt::jbd::frame::{self, Fault, Frame, Hex, LONGEST, Parsed, Status, parse};
 use bms2mqtt::jbd::message::{BasicInfo, CellVoltages, Name};
 use bms2mqtt::jbd::reading::reading;
 use bms2mqtt::json_line::json_line;
-use bms2mqtt::pack::energy;
+use bms2mqtt::pack::forecast::Forecaster;
 use bms2mqtt::pack::reading::{Counters, Reading};
-use bms2mqtt::pack::state::{Identity, PackState};
+use bms2mqtt::pack::record::Record;
+use bms2mqtt::pack::state::{Identity, PackState, Remembered};
 
 const START: u8 = 0xDD;
 /// The contract's answer to 0x04: eight cells.
@@ -166,7 +168,8 @@ pub fn name(data: &[u8]) {
     let mut sent = data.iter();
     assert!(name.0.bytes().all(|byte| sent.any(|&other| other == byte)));
 
-    let bridge = Bridge { identifier: "bridge", availability_topic: "bridge/status" };
+    let bridge =
+        Bridge { identifier: "bridge", availability_topic: "bridge/status", language: Language::Russian };
     let pack = Pack {
         id: "pack",
         name: "Pack",
@@ -206,15 +209,27 @@ fn show(reading: Reading) {
     } else {
         assert!(voltages == (None, None, None) && reading.cells.is_empty());
     }
-    let mut energy = energy::Totals::default();
-    if let Some(totals) = &reading.totals {
-        energy.add(totals.power(), totals.power(), Duration::from_secs(3600));
-        assert_eq!(totals.charging(), totals.current.digits() > 0);
-    }
+    let mut record = Record::default();
+    let forecast = reading.totals.as_ref().map(|totals| {
+        let hour = Duration::from_secs(3600);
+        record.energy.add(totals.power(), totals.power(), hour);
+        record.alarms.see(totals.protections, u32::MAX);
+        let mut forecaster = Forecaster::default();
+        let first = forecaster.add(totals, None);
+        assert_eq!(first, forecaster.add(totals, Some(hour)));
+        first
+    });
+    assert_eq!(Record::from_json(&record.to_json()).ok(), Some(record));
     let line = json_line(Some(&reading));
     let line: serde_json::Value = serde_json::from_str(&line).expect("the line is JSON");
     assert_eq!(line["BMS_status"], u8::from(reading.totals.is_some()));
-    publish(&PackState { reading: Some(reading), energy: Some(energy.energy()), ..PackState::default() });
+    let remembered = Remembered { energy: record.energy.energy(), last_alarm: record.alarms.last() };
+    publish(&PackState {
+        reading: Some(reading),
+        forecast,
+        remembered: Some(remembered),
+        ..PackState::default()
+    });
 }
 
 /// Every value of the catalogue, as the payload of its topic.

@@ -39,10 +39,11 @@ pub fn describe(config: &Config) -> String {
         if names.discovery {
             let prefix = &names.discovery_prefix;
             line(format_args!("discovery under {prefix}/, again when {} says online", access.birth_topic));
+            line(format_args!("names of entities in {}", names.language));
         } else {
             line(format_args!("no discovery"));
         }
-        line(format_args!("energy totals in {}", state_dir.display()));
+        line(format_args!("energy totals and last protections in {}", state_dir.display()));
     }
     for Pack { name, address, interval, json_topic, .. } in packs {
         let every = humantime::format_duration(*interval);

@@ -145,9 +145,9 @@ impl Decoded {
                     serde_json::Value::from_iter(active.keys()).to_string()
                 }
                 Shown::Value(Value::Unknown) => "null".to_owned(),
-                Shown::Value(value @ (Value::Date(_) | Value::Time(_) | Value::Doubts(_))) => {
-                    quoted(&value.to_string())
-                }
+                Shown::Value(
+                    value @ (Value::Date(_) | Value::Time(_) | Value::Doubts(_) | Value::Mode(_)),
+                ) => quoted(&value.to_string()),
                 Shown::Text(text) => quoted(text),
             };
             // Writing to a String cannot fail.

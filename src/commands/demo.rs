@@ -141,19 +141,15 @@ impl Table {
 
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let doing = match self.number("current") {
-            current if current > 0.0 => "charging",
-            current if current < 0.0 => "discharging",
-            _ => "idle",
-        };
         let charge = self.number("state_of_charge");
         writeln!(
             f,
-            "Demo battery ({})   {} V   {} A   {} W   {doing}",
+            "Demo battery ({})   {} V   {} A   {} W   {}",
             self.get("availability"),
             self.get("voltage"),
             self.get("current"),
             self.get("power"),
+            self.get("mode"),
         )?;
         writeln!(
             f,

@@ -3,6 +3,7 @@
 use std::fmt;
 
 pub mod check;
+pub mod dashboard;
 pub mod decode;
 pub mod demo;
 pub mod health;

@@ -133,6 +133,7 @@ struct YamlHomeAssistant {
     discovery: Option<String>,
     discovery_prefix: Option<String>,
     birth_topic: Option<String>,
+    language: Option<String>,
 }
 
 #[derive(Deserialize, Default)]
@@ -175,6 +176,7 @@ fn read_yaml(path: &Path, text: &str) -> Result<Settings, Error> {
         ("discovery", home_assistant.discovery),
         ("discovery_prefix", home_assistant.discovery_prefix),
         ("birth_topic", home_assistant.birth_topic),
+        ("language", home_assistant.language),
     ] {
         add(format!("home_assistant.{key}"), text);
     }

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::home_assistant::language::Language;
 use crate::link::Address;
 
 #[derive(Debug)]
@@ -41,6 +42,17 @@ pub fn flag(text: &str) -> Result<bool, Problem> {
         "false" => Ok(false),
         _ => Err(Problem::new(format!("\"{text}\" is neither true nor false"), "write true or false")),
     }
+}
+
+pub fn language(text: &str) -> Result<Language, Problem> {
+    let found = Language::ALL.into_iter().find(|(code, _)| *code == text);
+    found.map(|(_, language)| language).ok_or_else(|| {
+        let codes = Language::ALL.map(|(code, _)| code).join(", ");
+        Problem::new(
+            format!("\"{text}\" is no language that there are names in"),
+            format!("write one of {codes}"),
+        )
+    })
 }
 
 /// A pack's id: it stands in topics, unique ids and file names.

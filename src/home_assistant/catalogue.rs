@@ -4,12 +4,12 @@
 //! own slug of the name, so that both give the same entity id; keys never change, names may.
 
 use std::fmt;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use crate::pack::decimal::Decimal;
 use crate::pack::protection::{Protection, Protections};
-use crate::pack::reading::{Counters, Date, Doubts, Reading, Totals, is_plausible_temperature};
-use crate::pack::state::{LineStatistics, PackState};
+use crate::pack::reading::{Counters, Date, Doubts, Mode, Reading, Totals, is_plausible_temperature};
+use crate::pack::state::{LineStatistics, PackState, Remembered};
 
 pub struct Entity {
     /// `{n}` stands for a number from 1, as in `cell_{n}_voltage`.
@@ -17,6 +17,8 @@ pub struct Entity {
     pub name: &'static str,
     pub component: Component,
     pub device_class: Option<&'static str>,
+    /// The words that an `enum` can be.
+    pub options: Option<&'static [&'static str]>,
     pub unit: Option<&'static str>,
     pub state_class: Option<&'static str>,
     pub diagnostic: bool,
@@ -57,6 +59,8 @@ pub enum Source {
     Protection(Protection),
     /// A counter of trips.
     Counter(fn(&Counters) -> Option<u16>),
+    /// What is kept over restarts.
+    Remembered(fn(&Remembered) -> Value),
     /// How the line does.
     Line(fn(&LineStatistics) -> Option<Value>),
 }
@@ -71,7 +75,8 @@ pub enum Value {
     Date(Date),
     Time(SystemTime),
     Doubts(Doubts),
-    /// There is such a value, and what the board says of it cannot be: Home Assistant's "unknown".
+    Mode(Mode),
+    /// There is such a value, and nobody knows it now: Home Assistant's "unknown".
     Unknown,
 }
 
@@ -87,6 +92,7 @@ impl fmt::Display for Value {
             Value::Date(Date { year, month, day }) => write!(f, "{year:04}-{month:02}-{day:02}"),
             Value::Doubts(none) if none.is_empty() => f.write_str("none"),
             Value::Doubts(doubts) => doubts.fmt(f),
+            Value::Mode(mode) => mode.fmt(f),
             Value::Unknown => f.write_str("None"),
             Value::Time(time) => humantime::format_rfc3339_seconds(*time).fmt(f),
         }
@@ -104,6 +110,7 @@ impl Entity {
             Source::Counter(take) => {
                 state.counters.as_ref().and_then(take).map(|count| Value::Count(count.into()))
             }
+            Source::Remembered(take) => state.remembered.as_ref().map(take),
             Source::Line(take) => state.line.as_ref().and_then(take),
             Source::Each { count, value } => {
                 for place in 0..count(state) {
@@ -123,7 +130,8 @@ impl Entity {
     pub fn is_awaited(&self, state: &PackState) -> bool {
         match self.source {
             Source::Counter(_) => state.counters.is_none(),
-            _ => self.device_class == Some("energy") && state.energy.is_none(),
+            Source::Remembered(_) => state.remembered.is_none(),
+            _ => false,
         }
     }
 
@@ -141,6 +149,7 @@ impl Entity {
             name,
             component,
             device_class: None,
+            options: None,
             unit: None,
             state_class: None,
             diagnostic: false,
@@ -171,6 +180,11 @@ impl Entity {
     /// A number that goes up and down.
     const fn measurement(self, unit: &'static str, precision: u8) -> Entity {
         Entity { unit: Some(unit), state_class: Some("measurement"), precision: Some(precision), ..self }
+    }
+
+    /// A word of these.
+    const fn options(self, options: &'static [&'static str]) -> Entity {
+        Entity { options: Some(options), ..self.class("enum") }
     }
 
     /// A number that only grows, or begins again.
@@ -209,6 +223,10 @@ const fn counter(key: &'static str, name: &'static str, take: fn(&Counters) -> O
         .icon("mdi:counter")
 }
 
+const fn remembered(key: &'static str, name: &'static str, take: fn(&Remembered) -> Value) -> Entity {
+    Entity::new(Component::Sensor, key, name, Source::Remembered(take))
+}
+
 const fn line(key: &'static str, name: &'static str, take: fn(&LineStatistics) -> Option<Value>) -> Entity {
     Entity {
         // What went wrong with the board is to be seen above all while it does not answer.
@@ -223,6 +241,10 @@ fn totals(state: &PackState) -> Option<&Totals> {
 
 fn number(state: &PackState, take: fn(&Totals) -> Decimal) -> Option<Value> {
     totals(state).map(|totals| Value::Number(take(totals)))
+}
+
+fn known_or_not(count: Option<u64>) -> Value {
+    count.map_or(Value::Unknown, Value::Count)
 }
 
 fn on(state: &PackState, take: fn(&Totals) -> bool) -> Option<Value> {
@@ -314,16 +336,30 @@ pub const CATALOGUE: &[Entity] = &[
     .measurement("°C", 1),
     Entity {
         unit: Some("kWh"),
-        ..sensor("energy_charged", "Energy charged", |s| s.energy.map(|e| Value::Number(e.charged)))
+        ..remembered("energy_charged", "Energy charged", |r| Value::Number(r.energy.charged))
             .class("energy")
             .total(2)
     },
     Entity {
         unit: Some("kWh"),
-        ..sensor("energy_discharged", "Energy discharged", |s| s.energy.map(|e| Value::Number(e.discharged)))
+        ..remembered("energy_discharged", "Energy discharged", |r| Value::Number(r.energy.discharged))
             .class("energy")
             .total(2)
     },
+    sensor("stored_energy", "Stored energy", |s| number(s, Totals::stored_energy))
+        .class("energy_storage")
+        .measurement("kWh", 2),
+    sensor("time_to_full", "Time to full", |s| s.forecast.map(|f| known_or_not(f.time_to_full)))
+        .class("duration")
+        .measurement("min", 0),
+    sensor("time_to_empty", "Time to empty", |s| s.forecast.map(|f| known_or_not(f.time_to_empty)))
+        .class("duration")
+        .measurement("min", 0),
+    sensor("state_of_health", "State of health", |s| totals(s)?.state_of_health().map(Value::Number))
+        .measurement("%", 1)
+        .diagnostic()
+        .icon("mdi:battery-heart-variant"),
+    sensor("mode", "Mode", |s| totals(s).map(|t| Value::Mode(t.mode()))).options(&Mode::NAMES),
     each(Component::BinarySensor, "cell_{n}_balancing", "Cell {n} balancing", cell_count, |s, cell| {
         totals(s).map(|t| Value::Flag(t.balances(cell)))
     })
@@ -331,7 +367,7 @@ pub const CATALOGUE: &[Entity] = &[
     flag("balancing", "Balancing", |s| on(s, |t| t.balancing != 0)).class("running").diagnostic(),
     flag("charge_mosfet", "Charge MOSFET", |s| on(s, |t| t.charge_mosfet)).diagnostic(),
     flag("discharge_mosfet", "Discharge MOSFET", |s| on(s, |t| t.discharge_mosfet)).diagnostic(),
-    flag("charging", "Charging", |s| on(s, Totals::charging)).class("battery_charging"),
+    flag("charging", "Charging", |s| on(s, |t| t.mode() == Mode::Charging)).class("battery_charging"),
     flag("problem", "Problem", |s| on(s, |t| t.protections.is_problem())).class("problem"),
     protection("cell_overvoltage", "Cell overvoltage", Protection::CellOvervoltage).class("problem"),
     protection("cell_undervoltage", "Cell undervoltage", Protection::CellUndervoltage).class("problem"),
@@ -371,6 +407,17 @@ pub const CATALOGUE: &[Entity] = &[
     sensor("protections", "Protections", |s| totals(s).map(|t| Value::Protections(t.protections)))
         .diagnostic()
         .icon("mdi:shield-alert"),
+    remembered("last_protection", "Last protection", |r| {
+        Value::Protections(r.last_alarm.map(|alarm| alarm.protections).unwrap_or_default())
+    })
+    .diagnostic()
+    .icon("mdi:shield-half-full"),
+    remembered("last_protection_time", "Last protection time", |r| match r.last_alarm {
+        Some(alarm) => Value::Time(SystemTime::UNIX_EPOCH + Duration::from_secs(alarm.time.into())),
+        None => Value::Unknown,
+    })
+    .class("timestamp")
+    .diagnostic(),
     Entity {
         without_board: true,
         ..flag("connection", "Connection", |s| s.answering.map(Value::Flag))
@@ -464,11 +511,11 @@ mod tests {
                 Some("current") => &[Some("A")],
                 Some("power") => &[Some("W")],
                 Some("battery") => &[Some("%")],
-                Some("energy") => &[Some("kWh")],
+                Some("energy" | "energy_storage") => &[Some("kWh")],
                 Some("temperature") => &[Some("°C")],
-                Some("duration") => &[Some("ms")],
+                Some("duration") => &[Some("min"), Some("ms")],
                 Some(_) => &[None],
-                None => &[None, Some("Ah")],
+                None => &[None, Some("Ah"), Some("%")],
             };
             assert!(units.contains(&entity.unit), "{key}: unit {:?}", entity.unit);
             if entity.device_class == Some("energy") {
@@ -480,6 +527,7 @@ mod tests {
                 entity.state_class.is_some(),
                 "{key}: precision of a number"
             );
+            assert_eq!(entity.options.is_some(), entity.device_class == Some("enum"), "{key}: options");
             if entity.component == Component::BinarySensor {
                 assert!(
                     entity.unit.is_none() && entity.state_class.is_none(),

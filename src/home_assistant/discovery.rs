@@ -3,12 +3,15 @@
 use serde::Serialize;
 
 use super::catalogue::{Component, Entity};
+use super::language::Language;
 
 /// What all configs of one bridge share.
 pub struct Bridge<'a> {
     /// The bridge's own device identifier.
     pub identifier: &'a str,
     pub availability_topic: &'a str,
+    /// Of the entities' names.
+    pub language: Language,
 }
 
 /// What all configs of one pack share.
@@ -41,6 +44,8 @@ struct Config<'a> {
     availability_mode: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     device_class: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    options: Option<&'a [&'a str]>,
     #[serde(skip_serializing_if = "Option::is_none")]
     unit_of_measurement: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -105,7 +110,7 @@ pub fn entity_config(
     let both = [bridge.availability_topic, pack.availability_topic].map(|topic| Availability { topic });
     let availability = if entity.without_board { &both[..1] } else { &both };
     let config = Config {
-        name: &Entity::numbered(entity.name, number),
+        name: &Entity::numbered(bridge.language.name(entity), number),
         unique_id: &format!("{device}_{key}"),
         default_entity_id: &format!("{component}.{}_{key}", pack.id),
         state_topic: &format!("{}/{key}", pack.topic),
@@ -114,6 +119,7 @@ pub fn entity_config(
         availability: Some(availability),
         availability_mode: Some("all"),
         device_class: entity.device_class,
+        options: entity.options,
         unit_of_measurement: entity.unit,
         state_class: entity.state_class,
         entity_category: entity.diagnostic.then_some("diagnostic"),
@@ -140,7 +146,7 @@ pub fn entity_config(
 pub fn bridge_config(bridge: &Bridge<'_>) -> (String, String) {
     let component = Component::BinarySensor.as_str();
     let config = Config {
-        name: "Connection",
+        name: bridge.language.name_of("connection").unwrap_or("Connection"),
         unique_id: &format!("{}_connection", bridge.identifier),
         default_entity_id: &format!("{component}.{}_connection", bridge.identifier),
         state_topic: bridge.availability_topic,
@@ -149,6 +155,7 @@ pub fn bridge_config(bridge: &Bridge<'_>) -> (String, String) {
         availability: None,
         availability_mode: None,
         device_class: Some("connectivity"),
+        options: None,
         unit_of_measurement: None,
         state_class: None,
         entity_category: Some("diagnostic"),

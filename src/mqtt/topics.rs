@@ -6,9 +6,10 @@ use std::collections::{BTreeMap, HashSet};
 
 use crate::home_assistant::catalogue::{CATALOGUE, Entity};
 use crate::home_assistant::discovery::{self, ID_PREFIX, bridge_config, entity_config, entity_config_topic};
+use crate::home_assistant::language::Language;
 use crate::pack::state::PackState;
 
-/// Where everything is published.
+/// Where everything is published, and what it is called there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Names {
     /// What stands before the topics of values: `<base>/<pack>/<key>`.
@@ -16,6 +17,8 @@ pub struct Names {
     pub discovery_prefix: String,
     /// Without discovery only values and availability are published, and configs of an earlier run are removed.
     pub discovery: bool,
+    /// Of the entities' names.
+    pub language: Language,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -105,8 +108,11 @@ pub struct Wanted {
 pub fn wanted(names: &Names, packs: &[(&PackName, &PackState)], stopping: bool) -> Wanted {
     let bridge_availability = names.bridge_availability();
     let bridge_identifier = names.bridge_identifier();
-    let bridge =
-        discovery::Bridge { identifier: &bridge_identifier, availability_topic: &bridge_availability };
+    let bridge = discovery::Bridge {
+        identifier: &bridge_identifier,
+        availability_topic: &bridge_availability,
+        language: names.language,
+    };
     let mut messages = Vec::new();
     let mut availability = vec![Message::confirmed(&bridge_availability, on_or_off_line(!stopping))];
     let mut values = Vec::new();
@@ -236,6 +242,7 @@ mod tests {
             base_topic: "bms2mqtt".to_owned(),
             discovery_prefix: "homeassistant".to_owned(),
             discovery: true,
+            language: Language::English,
         }
     }
 

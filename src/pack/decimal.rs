@@ -8,7 +8,7 @@ use std::fmt;
 /// `digits` × 10^-`places`; 26.66 is `Decimal::new(2666, 2)`.
 ///
 /// Two numbers are equal when they print the same: 1.0 and 1.00 are different values of a topic.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct Decimal {
     digits: i64,
     places: u8,
@@ -35,6 +35,11 @@ impl Decimal {
             return Decimal::new(self.digits.saturating_mul(grown), places);
         }
         Decimal::new(divide_rounding(self.digits, power_of_ten(self.places - places)), places)
+    }
+
+    /// For what is reckoned and rounded anyway.
+    pub fn to_f64(self) -> f64 {
+        self.digits as f64 / power_of_ten(self.places) as f64
     }
 
     /// The product with all its decimals: 26.66 V × 1.50 A = 39.9900 W.

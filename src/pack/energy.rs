@@ -5,8 +5,6 @@
 
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
-
 use super::decimal::Decimal;
 
 /// What is shown: kWh with two decimals, rounded down.
@@ -18,13 +16,10 @@ pub struct Energy {
 
 /// What is counted and saved, in steps of 100 nJ: a power in steps of 0.1 mW times milliseconds. 64 bits
 /// of them are 512 MWh: seventy years of a full cycle a day of 20 kWh.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Totals {
-    #[serde(rename = "charged_100nj")]
-    charged: u64,
-    #[serde(rename = "discharged_100nj")]
-    discharged: u64,
+    pub(super) charged: u64,
+    pub(super) discharged: u64,
 }
 
 impl Totals {
@@ -58,17 +53,6 @@ impl Totals {
         // A u64 over the step always fits.
         let shown = |total: u64| Decimal::new((total / STEP) as i64, 2);
         Energy { charged: shown(self.charged), discharged: shown(self.discharged) }
-    }
-
-    pub fn to_json(&self) -> String {
-        // Two integers cannot fail to serialize.
-        serde_json::to_string(self).unwrap_or_default()
-    }
-
-    /// # Errors
-    /// When the text is not what [`Totals::to_json`] writes.
-    pub fn from_json(text: &str) -> Result<Totals, serde_json::Error> {
-        serde_json::from_str(text)
     }
 }
 
@@ -110,17 +94,6 @@ mod tests {
         let mut totals = Totals::default();
         totals.add(watts(100), watts(-200), HOUR);
         assert_eq!(shown(totals), ("0.05".into(), "0.10".into()));
-    }
-
-    #[test]
-    fn totals_survive_saving_and_wrong_text_is_no_total() {
-        let mut totals = Totals::default();
-        totals.add(watts(1234), watts(4321), HOUR);
-        assert_eq!(Totals::from_json(&totals.to_json()).unwrap(), totals);
-        for text in ["", "{}", "0", r#"{"charged_100nj":1}"#, r#"{"charged_100nj":-1,"discharged_100nj":0}"#]
-        {
-            assert!(Totals::from_json(text).is_err(), "{text}");
-        }
     }
 
     #[test]

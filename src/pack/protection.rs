@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 /// In the order of the bits 0 to 14 of a JBD board's protection word (register 0x03, offset 16).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -45,7 +47,8 @@ impl Protection {
 }
 
 /// A set of protections. Prints the active ones' keys, comma separated; nothing when there are none.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
 pub struct Protections(u16);
 
 impl Protections {
@@ -62,9 +65,18 @@ impl Protections {
         self.0 == 0
     }
 
-    /// Is there any besides the software lock, which only says that a MOSFET was switched off by command?
+    /// The software lock only says that a MOSFET was switched off by command.
+    pub const fn without_software_lock(self) -> Protections {
+        Protections(self.0 & !(1 << Protection::MosfetSoftwareLock as u8))
+    }
+
+    pub const fn without(self, others: Protections) -> Protections {
+        Protections(self.0 & !others.0)
+    }
+
+    /// Is there any besides the software lock?
     pub const fn is_problem(self) -> bool {
-        self.0 & !(1 << Protection::MosfetSoftwareLock as u8) != 0
+        !self.without_software_lock().is_empty()
     }
 
     /// The keys of the active ones, in the order of their bits.

@@ -15,7 +15,7 @@ pub struct Reading {
     pub cells: Vec<Decimal>,
 }
 
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Totals {
     /// V, two decimals.
     pub voltage: Decimal,
@@ -82,7 +82,25 @@ pub fn is_plausible_temperature(temperature: Decimal) -> bool {
     (-400..=1500).contains(&temperature.round_to(1).digits())
 }
 
+/// What a pack does, by the sign of its current. Boards show small currents as none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    Idle,
+    Charging,
+    Discharging,
+}
+
+impl Mode {
+    pub const NAMES: [&'static str; 3] = ["idle", "charging", "discharging"];
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(Mode::NAMES[*self as usize])
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SoftwareVersion {
     pub major: u8,
     pub minor: u8,
@@ -125,8 +143,30 @@ impl Totals {
         self.voltage.times(self.current)
     }
 
-    pub const fn charging(&self) -> bool {
-        self.current.digits() > 0
+    pub const fn mode(&self) -> Mode {
+        match self.current.digits() {
+            0 => Mode::Idle,
+            1.. => Mode::Charging,
+            _ => Mode::Discharging,
+        }
+    }
+
+    /// What the board has learned that the pack holds when full, in Ah; boards that have not learned yet say 0.
+    pub fn learned_capacity(&self) -> Option<Decimal> {
+        self.full_charge_capacity.filter(|capacity| capacity.digits() > 0)
+    }
+
+    /// What the pack holds when full, in % of what it held when new, one decimal. A good pack has over 100.
+    pub fn state_of_health(&self) -> Option<Decimal> {
+        let nominal = Some(self.nominal_capacity.digits()).filter(|&nominal| nominal > 0)?;
+        Some(Decimal::new(divide_rounding(self.learned_capacity()?.digits() * 1000, nominal), 1))
+    }
+
+    /// What is left in the pack at its voltage now, in kWh with two decimals.
+    pub const fn stored_energy(&self) -> Decimal {
+        // Two decimals each, and thousand Wh are one kWh.
+        let watt_hours = self.remaining_capacity.times(self.voltage);
+        Decimal::new(watt_hours.digits(), 7).round_to(2)
     }
 
     /// Is the cell at this place, counted from 0, being balanced?
@@ -200,6 +240,28 @@ mod tests {
         assert_eq!(reading.cell_voltage_delta(), Some(Decimal::new(47, 0)));
         // 15674 / 4 = 3918.5
         assert_eq!(reading.average_cell_voltage(), Some(Decimal::new(3919, 3)));
+    }
+
+    #[test]
+    fn health_is_what_was_learned_of_what_was_new() {
+        let health = |learned: Option<i64>, nominal| {
+            let full_charge_capacity = learned.map(|digits| Decimal::new(digits, 2));
+            let nominal_capacity = Decimal::new(nominal, 2);
+            let totals = Totals { full_charge_capacity, nominal_capacity, ..Totals::default() };
+            totals.state_of_health().map(|health| health.to_string())
+        };
+        assert_eq!(health(Some(10_100), 10_000).as_deref(), Some("101.0"));
+        assert_eq!(health(Some(26_455), 28_000).as_deref(), Some("94.5"));
+        assert_eq!(health(Some(0), 28_000), None); // not learned yet
+        assert_eq!(health(Some(1), 0), None);
+        assert_eq!(health(None, 28_000), None);
+    }
+
+    #[test]
+    fn stored_energy_is_capacity_at_the_voltage_now() {
+        let remaining_capacity = Decimal::new(7911, 2);
+        let totals = Totals { voltage: Decimal::new(2666, 2), remaining_capacity, ..Totals::default() };
+        assert_eq!(totals.stored_energy().to_string(), "2.11"); // 2109.0726 Wh
     }
 
     #[test]

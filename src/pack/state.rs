@@ -2,7 +2,9 @@
 
 use std::time::{Duration, SystemTime};
 
+use super::alarms::Alarm;
 use super::energy::Energy;
+use super::forecast::Forecast;
 use super::reading::{Counters, Reading};
 
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -15,12 +17,22 @@ pub struct PackState {
     pub reading: Option<Reading>,
     /// Asked seldom, so mostly older than the reading.
     pub counters: Option<Counters>,
-    /// `None` until what was counted before has been loaded.
-    pub energy: Option<Energy>,
+    /// From this reading and those before; `None` as long as the board tells no totals.
+    pub forecast: Option<Forecast>,
+    /// `None` until what was kept before has been loaded.
+    pub remembered: Option<Remembered>,
     /// How the line does, as of a while ago: see [`LineStatistics`].
     pub line: Option<LineStatistics>,
     /// The one-line JSON of the last poll, where a topic for it is configured.
     pub json_line: Option<JsonLine>,
+}
+
+/// What is kept over restarts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Remembered {
+    pub energy: Energy,
+    /// `None` if there never was one.
+    pub last_alarm: Option<Alarm>,
 }
 
 /// What a board says of itself once.
