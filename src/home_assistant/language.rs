@@ -38,6 +38,13 @@ impl Language {
         let [english, german, russian] = match key {
             "battery" => ["Battery", "Batterie", "Батарея"],
             "cells" => ["Cells", "Zellen", "Ячейки"],
+            "lowest" => ["Lowest", "Niedrigste", "Минимум"],
+            "highest" => ["Highest", "Höchste", "Максимум"],
+            "charge" => ["Charge FET", "Lade-FET", "Ключ заряда"],
+            "discharge" => ["Discharge FET", "Entlade-FET", "Ключ разряда"],
+            "remaining" => ["Remaining", "Rest", "Остаток"],
+            "charged" => ["Charged", "Geladen", "Заряжено"],
+            "discharged" => ["Discharged", "Entladen", "Разряжено"],
             "temperatures" => ["Temperatures", "Temperaturen", "Температуры"],
             "no_cells" => {
                 ["No cell voltages now", "Zurzeit keine Zellspannungen", "Напряжений ячеек сейчас нет"]
