@@ -19,7 +19,8 @@ use tracing::warn;
 use crate::cli::Options;
 use crate::home_assistant::language::Language;
 use crate::link::Address;
-use crate::mqtt::access::{Access, ClientFiles, Login, Password, Tls};
+use crate::mqtt::access::{Access, ClientFiles, Endpoint, Login, Password, Tls, Whereabouts};
+use crate::mqtt::supervisor::Supervisor;
 use crate::mqtt::topics::{BRIDGE, Names, PackName};
 
 mod file;
@@ -28,6 +29,10 @@ mod value;
 use value::Problem;
 
 const CONFIG_VARIABLE: &str = "BMS2MQTT_CONFIG";
+/// Set by the Supervisor for its apps.
+const TOKEN_VARIABLE: &str = "SUPERVISOR_TOKEN";
+/// Where the Supervisor is, if not where it always is.
+const SUPERVISOR_VARIABLE: &str = "BMS2MQTT_SUPERVISOR_URL";
 /// Where a configuration is looked for when none is named, in this order.
 const DEFAULT_FILES: [&str; 4] =
     ["./config.yaml", "/etc/bms2mqtt/config.yaml", "./bms.conf", "/etc/BMS/bms.conf"];
@@ -101,6 +106,8 @@ struct Settings {
     text: String,
     by_key: BTreeMap<String, Setting>,
     pack_count: usize,
+    /// Address and token, where this is an app of Home Assistant.
+    supervisor: Option<(String, String)>,
 }
 
 /// Key, environment variable and flag of what can be given without a file. A key that begins with a dot is a single
@@ -140,9 +147,13 @@ impl Config {
             None => Settings::default(),
         };
         settings.override_with(options, variable)?;
+        settings.supervisor = variable(TOKEN_VARIABLE).map(|token| {
+            (variable(SUPERVISOR_VARIABLE).unwrap_or_else(|| "http://supervisor".to_owned()), token)
+        });
         for (name, _) in env::vars_os() {
             let name = name.to_string_lossy();
-            let known = name == CONFIG_VARIABLE || OVERRIDES.iter().any(|(_, known, ..)| *known == name);
+            let known = [CONFIG_VARIABLE, SUPERVISOR_VARIABLE].contains(&name.as_ref())
+                || OVERRIDES.iter().any(|(_, known, ..)| *known == name);
             if name.starts_with("BMS2MQTT_") && !known {
                 // Not an error: in a cluster, what is called like a service has such variables from elsewhere.
                 warn!("the environment variable {name} means nothing here");
@@ -177,10 +188,7 @@ impl Config {
         Config {
             file: None,
             access: Access {
-                host,
-                port,
-                tls: None,
-                login: None,
+                whereabouts: Whereabouts::Given(Endpoint { host, port, tls: None, login: None }),
                 client_id: new_client_id(),
                 keep_alive: DEFAULT_KEEP_ALIVE,
                 birth_topic: text(DEFAULT_BIRTH_TOPIC),
@@ -319,6 +327,33 @@ impl Settings {
     }
 
     fn access(&self) -> Result<Access, Error> {
+        let whereabouts = match &self.supervisor {
+            Some((url, token)) if !self.by_key.contains_key("mqtt.url") => {
+                let of_a_broker =
+                    ["username", "password", "password_file", "ca_file", "cert_file", "key_file"];
+                let stray = of_a_broker.map(|key| format!("mqtt.{key}"));
+                if let Some(key) = stray.iter().find(|key| self.by_key.contains_key(*key)) {
+                    let wrong = "is for a broker of your own, and none is named";
+                    return Err(
+                        self.error(key, Problem::new(wrong, "give mqtt.url with it, or leave it empty"))
+                    );
+                }
+                Whereabouts::Supervisor(Supervisor { url: url.clone(), token: token.clone() })
+            }
+            _ => Whereabouts::Given(self.endpoint()?),
+        };
+        let client_id = self.get("mqtt.client_id", value::text)?;
+        let keep_alive = self.get("mqtt.keep_alive", |text| value::duration(text, KEEP_ALIVE))?;
+        let birth_topic = self.get("home_assistant.birth_topic", value::topic)?;
+        Ok(Access {
+            whereabouts,
+            client_id: client_id.unwrap_or_else(new_client_id),
+            keep_alive: keep_alive.unwrap_or(DEFAULT_KEEP_ALIVE),
+            birth_topic: birth_topic.unwrap_or_else(|| DEFAULT_BIRTH_TOPIC.to_owned()),
+        })
+    }
+
+    fn endpoint(&self) -> Result<Endpoint, Error> {
         let url = self.get("mqtt.url", value::broker_url)?.unwrap_or_default();
         let files = [
             ("mqtt.ca_file", self.readable_file("mqtt.ca_file")?),
@@ -356,18 +391,7 @@ impl Settings {
                 self.error(key, Problem::new(wrong, "give PEM files, as openssl writes them"))
             })?;
         }
-        let client_id = self.get("mqtt.client_id", value::text)?;
-        let keep_alive = self.get("mqtt.keep_alive", |text| value::duration(text, KEEP_ALIVE))?;
-        let birth_topic = self.get("home_assistant.birth_topic", value::topic)?;
-        Ok(Access {
-            host: url.host,
-            port: url.port,
-            tls,
-            login: self.login()?,
-            client_id: client_id.unwrap_or_else(new_client_id),
-            keep_alive: keep_alive.unwrap_or(DEFAULT_KEEP_ALIVE),
-            birth_topic: birth_topic.unwrap_or_else(|| DEFAULT_BIRTH_TOPIC.to_owned()),
-        })
+        Ok(Endpoint { host: url.host, port: url.port, tls, login: self.login()? })
     }
 
     fn login(&self) -> Result<Option<Login>, Error> {

@@ -27,6 +27,7 @@ const RULES: &[(&str, &[&str])] = &[
     ("src/mqtt/topics.rs", &["tokio", "rumqttc", "crate::jbd", "crate::config"]),
     ("src/mqtt/session.rs", &["crate::jbd", "crate::config", "crate::link"]),
     ("src/mqtt/access.rs", &["crate::"]),
+    ("src/mqtt/supervisor.rs", &["crate::", "rumqttc"]),
     ("src/mqtt/broker.rs", &["crate::"]),
     ("src/link.rs", &["crate::"]),
     ("src/health.rs", &["crate::"]),
@@ -36,6 +37,7 @@ const RULES: &[(&str, &[&str])] = &[
 const ONLY: &[(&str, &[&str])] = &[
     ("rumqttc", &["src/mqtt/access.rs", "src/mqtt/session.rs", "src/mqtt/broker.rs"]),
     ("tokio_serial", &["src/link.rs", "src/jbd/simulator.rs"]),
+    ("minreq", &["src/mqtt/supervisor.rs"]),
     ("clap::", &["src/cli.rs", "src/main.rs"]),
     ("process::exit", &[]),
 ];

@@ -8,7 +8,7 @@ use crate::config::{Config, Pack};
 use crate::home_assistant::catalogue::CATALOGUE;
 use crate::home_assistant::discovery::ID_PREFIX;
 use crate::link::Address;
-use crate::mqtt::access::Access;
+use crate::mqtt::access::{Access, Endpoint, Login, Whereabouts};
 
 pub fn run(config: &Config) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
@@ -67,8 +67,10 @@ pub fn describe(config: &Config) -> String {
 }
 
 fn login(access: &Access) -> String {
-    match &access.login {
-        Some(login) => format!(" as user {} with {:?}", login.username, login.password),
-        None => String::new(),
+    match &access.whereabouts {
+        Whereabouts::Given(Endpoint { login: Some(Login { username, password }), .. }) => {
+            format!(" as user {username} with {password:?}")
+        }
+        _ => String::new(),
     }
 }

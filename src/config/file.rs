@@ -142,6 +142,8 @@ struct YamlPack {
     id: Option<String>,
     name: Option<String>,
     port: Option<String>,
+    /// What the picker of Home Assistant's apps gives; a port that is given too wins.
+    device: Option<String>,
     baud: Option<String>,
     interval: Option<String>,
     offline_after: Option<String>,
@@ -151,8 +153,11 @@ struct YamlPack {
 fn read_yaml(path: &Path, text: &str) -> Result<Settings, Error> {
     let yaml: Yaml = serde_yaml::from_str(text).map_err(|error| yaml_error(path, &error))?;
     let mut settings = Settings { pack_count: yaml.packs.len(), ..Settings::default() };
+    // A form leaves empty what is not filled in.
+    let from_form = path.extension().is_some_and(|extension| extension == "json");
+    let filled = |text: &String| !from_form || !text.is_empty();
     let mut add = |key: String, text: Option<String>| {
-        if let Some(text) = text {
+        if let Some(text) = text.filter(filled) {
             settings.by_key.insert(key, Setting { text, place: Place::Yaml });
         }
     };
@@ -184,7 +189,7 @@ fn read_yaml(path: &Path, text: &str) -> Result<Settings, Error> {
         for (key, text) in [
             ("id", pack.id),
             ("name", pack.name),
-            ("port", pack.port),
+            ("port", pack.port.filter(filled).or(pack.device)),
             ("baud", pack.baud),
             ("interval", pack.interval),
             ("offline_after", pack.offline_after),

@@ -1,4 +1,7 @@
 //! How the broker is reached: address, login and TLS; and what to say when it does not let us in.
+//!
+//! An [`Access`] is what is configured, an [`Endpoint`] what is connected to: where Home Assistant's Supervisor knows the
+//! broker, it is asked before each connection.
 
 use std::error::Error;
 use std::fmt;
@@ -16,6 +19,8 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{AlertDescription, CertificateError, ClientConfig, RootCertStore};
 
+use super::supervisor::Supervisor;
+
 /// Requests that wait for the event loop; more are held back until it has sent some.
 const QUEUE: usize = 32;
 /// The largest packet either way: a config is about 1 KB, a foreign retained message may be anything.
@@ -24,14 +29,25 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How the broker is reached.
 pub struct Access {
-    pub host: String,
-    pub port: u16,
-    pub tls: Option<Tls>,
-    pub login: Option<Login>,
+    pub whereabouts: Whereabouts,
     pub client_id: String,
     pub keep_alive: Duration,
     /// Where Home Assistant says `online` when it has started.
     pub birth_topic: String,
+}
+
+pub enum Whereabouts {
+    Given(Endpoint),
+    Supervisor(Supervisor),
+}
+
+/// One broker.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    pub host: String,
+    pub port: u16,
+    pub tls: Option<Tls>,
+    pub login: Option<Login>,
 }
 
 /// Files are read at every connection, so that renewed certificates and passwords are taken up.
@@ -74,19 +90,41 @@ impl fmt::Debug for Password {
 
 impl fmt::Display for Access {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.whereabouts {
+            Whereabouts::Given(endpoint) => endpoint.fmt(f),
+            Whereabouts::Supervisor(_) => f.write_str("that Home Assistant's Supervisor names"),
+        }
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let scheme = if self.tls.is_some() { "mqtts" } else { "mqtt" };
         write!(f, "{scheme}://{}:{}", self.host, self.port)
     }
 }
 
 impl Access {
+    /// The broker to connect to now. The Supervisor is asked each time: it may have another password by now.
+    ///
+    /// # Errors
+    /// When the Supervisor does not name one: why, and what to do.
+    pub(super) async fn endpoint(&self) -> Result<Endpoint, String> {
+        match &self.whereabouts {
+            Whereabouts::Given(endpoint) => Ok(endpoint.clone()),
+            Whereabouts::Supervisor(supervisor) => supervisor.endpoint().await,
+        }
+    }
+}
+
+impl Endpoint {
     /// A client and an event loop that will connect when it is polled.
     ///
     /// # Errors
     /// When a password or certificate file cannot be used: which, and why.
-    pub(super) fn client(&self, will: LastWill) -> Result<(AsyncClient, EventLoop), String> {
-        let mut options = MqttOptions::new(&self.client_id, &self.host, self.port);
-        options.set_keep_alive(self.keep_alive);
+    pub(super) fn client(&self, access: &Access, will: LastWill) -> Result<(AsyncClient, EventLoop), String> {
+        let mut options = MqttOptions::new(&access.client_id, &self.host, self.port);
+        options.set_keep_alive(access.keep_alive);
         options.set_max_packet_size(LARGEST_PACKET, LARGEST_PACKET);
         options.set_last_will(will);
         if let Some(Login { username, password }) = &self.login {

@@ -3,4 +3,5 @@
 pub mod access;
 pub mod broker;
 pub mod session;
+pub mod supervisor;
 pub mod topics;

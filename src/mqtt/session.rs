@@ -59,9 +59,9 @@ impl Publisher {
             let pause = RETRY[RETRY.len().min(failures + 1) - 1];
             failures += 1;
             if reason == last_reason && failures > 1 {
-                debug!("{}: {reason}", self.access);
+                debug!("{reason}");
             } else {
-                warn!("{}: {reason}; trying again until it works", self.access);
+                warn!("{reason}; trying again until it works");
                 last_reason = reason;
             }
             let over = Instant::now() + pause;
@@ -78,16 +78,19 @@ impl Publisher {
     /// One connection: `Ok` when the states were closed, else why it ended. Sets `failures` to 0 once connected.
     async fn session(&self, states: &mut States, failures: &mut usize) -> Result<(), String> {
         let will = LastWill::new(self.names.bridge_availability(), OFFLINE, QoS::AtLeastOnce, true);
-        let (client, event_loop) = self.access.client(will)?;
+        let endpoint = self.access.endpoint().await?;
+        let at = |reason| format!("{endpoint}: {reason}");
+        let ended = || at("the connection ended".to_owned());
+        let (client, event_loop) = endpoint.client(&self.access, will).map_err(at)?;
         let (sender, mut events) = mpsc::unbounded_channel();
         let _pump = AbortOnDrop(tokio::spawn(pump(event_loop, sender)));
         loop {
             tokio::select! {
                 event = events.recv() => match event {
                     Some(Happened::Connected) => break,
-                    Some(Happened::Ended(error)) => return Err(self.access.explain(&error)),
+                    Some(Happened::Ended(error)) => return Err(at(endpoint.explain(&error))),
                     Some(_) => {}
-                    None => return Err("the connection ended".to_owned()),
+                    None => return Err(ended()),
                 },
                 changed = states.changed() => if changed.is_err() {
                     return Ok(());
@@ -96,7 +99,7 @@ impl Publisher {
         }
         *failures = 0;
         self.health.broker_connected();
-        info!("connected to {}", self.access);
+        info!("connected to {endpoint}");
         let mut session = Session::new(&client, self);
         let outcome = session.run(&mut events, states).await;
         match outcome {
@@ -109,8 +112,8 @@ impl Publisher {
                 }
                 Ok(())
             }
-            Err(Some(error)) => Err(self.access.explain(&error)),
-            Err(None) => Err("the connection ended".to_owned()),
+            Err(Some(error)) => Err(at(endpoint.explain(&error))),
+            Err(None) => Err(ended()),
         }
     }
 }

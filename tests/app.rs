@@ -1,0 +1,191 @@
+//! As an app of Home Assistant: the form's options and the Supervisor, played by a small HTTP server, with the real
+//! program and Mosquitto.
+
+mod support;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex};
+
+use bms2mqtt::jbd::simulator::Pace;
+use support::{Answers, Board, Broker, HOUSE, Listener, Program, eventually, mosquitto, scratch};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+
+const TOKEN: &str = "t0ken-of-the-app";
+const SERVICE: &str = "GET /services/mqtt HTTP/1.1";
+
+/// Status and body of what it answers now, and the requests that came.
+#[derive(Clone, Default)]
+struct Supervisor(Arc<Mutex<(u16, String, Vec<String>)>>);
+
+impl Supervisor {
+    async fn start() -> (Supervisor, String) {
+        let supervisor = Supervisor::default();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let served = supervisor.clone();
+        tokio::spawn(async move {
+            while let Ok((mut client, _)) = listener.accept().await {
+                let mut request = Vec::new();
+                while !request.ends_with(b"\r\n\r\n") {
+                    if client.read_buf(&mut request).await.unwrap_or(0) == 0 {
+                        break;
+                    }
+                }
+                let answer = {
+                    let (status, body, requests) = &mut *served.0.lock().unwrap();
+                    requests.push(String::from_utf8_lossy(&request).into_owned());
+                    let length = body.len();
+                    format!("HTTP/1.1 {status} As It Is\r\nContent-Length: {length}\r\n\r\n{body}")
+                };
+                let _ = client.write_all(answer.as_bytes()).await;
+            }
+        });
+        (supervisor, url)
+    }
+
+    fn says(&self, status: u16, body: &str) {
+        let mut state = self.0.lock().unwrap();
+        (state.0, state.1) = (status, body.to_owned());
+    }
+
+    /// The broker, with this password.
+    fn names(&self, broker: &Broker, password: &str) {
+        let (host, port) = (broker.address.ip(), broker.address.port());
+        self.says(
+            200,
+            &format!(
+                r#"{{"result":"ok","data":{{"host":"{host}","port":{port},"ssl":false,"username":"addons","password":"{password}","protocol":"3.1.1"}}}}"#
+            ),
+        );
+    }
+
+    fn requests(&self) -> Vec<String> {
+        self.0.lock().unwrap().2.clone()
+    }
+}
+
+/// As the app is started: options in a file, everything else in variables.
+fn start(directory: &Path, options: &str, supervisor: &str) -> Program {
+    let file = directory.join("options.json");
+    fs::write(&file, options).unwrap();
+    let log = fs::File::create(directory.join("log")).unwrap();
+    let mut command = support::bms2mqtt(directory);
+    command
+        .env("BMS2MQTT_CONFIG", file)
+        .env("BMS2MQTT_SUPERVISOR_URL", supervisor)
+        .env("SUPERVISOR_TOKEN", TOKEN);
+    let child = command.stdin(Stdio::null()).stderr(log).spawn().unwrap();
+    Program { child, directory: directory.to_owned() }
+}
+
+/// What the form leaves of a pack: the device is picked, the rest is as it was.
+fn options(port: &Path, url: &str) -> String {
+    let port = port.display();
+    format!(
+        r#"{{"mqtt":{{"url":"{url}"}},"home_assistant":{{"discovery":true}},"packs":[{{"id":"house","name":"House","device":"{port}","port":"","interval":"300ms"}}]}}"#
+    )
+}
+
+fn password_file(directory: &Path, password: &str) -> PathBuf {
+    let passwords = directory.join("passwords");
+    let hash = Command::new("mosquitto_passwd")
+        .args(["-b", "-c", passwords.to_str().unwrap(), "addons", password])
+        .status();
+    assert!(hash.unwrap().success());
+    passwords
+}
+
+#[tokio::test]
+async fn the_supervisor_is_asked_until_it_names_a_broker_that_lets_us_in() {
+    if mosquitto().is_none() {
+        eprintln!("skipped: mosquitto is not installed, and passwords are tried with it");
+        return;
+    }
+    let directory = scratch("app");
+    let passwords = password_file(&directory, "first");
+    let mut broker = Broker::start_with(&format!("password_file {}\n", passwords.display())).await;
+    let board = Board::start(Answers::new(&HOUSE), None, Pace::Unpaced);
+    let (supervisor, url) = Supervisor::start().await;
+
+    supervisor.says(400, r#"{"result":"error","message":"Service not enabled"}"#);
+    let mut program = start(&directory, &options(&board.port, ""), &url);
+    let none_yet =
+        "Home Assistant has no MQTT broker yet; install the Mosquitto broker app, or give mqtt.url";
+    program.logged(none_yet).await;
+    supervisor.says(403, r#"{"result":"error","message":"Forbidden"}"#);
+    program.logged("Home Assistant's Supervisor does not tell this app its broker; give mqtt.url").await;
+    supervisor.says(200, "{}");
+    program.logged("names no broker that makes sense").await;
+    supervisor.names(&broker, "wrong");
+    program.logged("the broker refuses user \"addons\" with a password").await;
+    supervisor.names(&broker, "first");
+    program.logged(&format!("connected to {}", broker.url())).await;
+
+    // The password is changed behind our back: the Supervisor knows.
+    broker.kill().await;
+    password_file(&directory, "second");
+    supervisor.names(&broker, "second");
+    broker.resume().await;
+    eventually("again", || (program.log().matches("connected to").count() == 2).then_some(())).await;
+
+    program.signal("TERM");
+    assert_eq!(program.ended().await.code(), Some(0));
+    let log = program.log();
+    assert_eq!(log.matches(none_yet).count(), 1, "{log}");
+    for secret in [TOKEN, "first", "second"] {
+        assert!(!log.contains(secret), "{log}");
+    }
+    for request in supervisor.requests() {
+        assert!(request.starts_with(SERVICE), "{request}");
+        assert!(request.contains(&format!("Authorization: Bearer {TOKEN}\r\n")), "{request}");
+    }
+}
+
+#[tokio::test]
+async fn a_broker_in_the_options_wins() {
+    let directory = scratch("app-own");
+    let broker = Broker::start().await;
+    let board = Board::start(Answers::new(&HOUSE), None, Pace::Unpaced);
+    let (supervisor, url) = Supervisor::start().await;
+    let _program = start(&directory, &options(&board.port, &broker.url()), &url);
+    let listener = Listener::start(broker.address).await;
+    listener.wait_for("bms2mqtt/house/availability", "online").await;
+    listener.wait_for("bms2mqtt/house/voltage", "26.66").await;
+    assert!(supervisor.requests().is_empty());
+}
+
+#[tokio::test]
+async fn a_supervisor_that_does_not_answer_is_told_and_holds_up_nothing() {
+    let directory = scratch("app-silent");
+    let board = Board::start(Answers::new(&HOUSE), None, Pace::Unpaced);
+    // Takes the question and never answers.
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let mut program = start(&directory, &options(&board.port, ""), &url);
+    program.logged(&format!("Home Assistant's Supervisor does not answer at {url}: ")).await;
+    program.signal("TERM");
+    assert_eq!(program.ended().await.code(), Some(0));
+}
+
+#[tokio::test]
+async fn wrong_options_get_the_same_messages_as_a_file() {
+    let directory = scratch("app-wrong");
+    for (options, message) in [
+        (r#"{"packs":[]}"#, "packs: there is no pack"),
+        (r#"{"packs":[{"id":"house","device":""}]}"#, "packs[0].port: is missing"),
+        (r#"{"packs":[{"port":"a","baud":"fast"}]}"#, "packs[0].baud: \"fast\" is not a baud rate"),
+        (r#"{"mqtt":{"username":"x"},"packs":[{"port":"a"}]}"#, "give mqtt.url with it, or leave it empty"),
+        (r#"{"mqtt":{"usrname":"x"},"packs":[{"port":"a"}]}"#, "mqtt.usrname: is no key here"),
+    ] {
+        let mut program = start(&directory, options, "http://127.0.0.1:1");
+        assert_eq!(program.ended().await.code(), Some(2));
+        let log = program.log();
+        assert!(
+            log.lines().count() == 1 && log.contains("options.json:1: ") && log.contains(message),
+            "{log}"
+        );
+    }
+}
