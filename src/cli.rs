@@ -33,6 +33,8 @@ pub enum Command {
     Scan(ScanArgs),
     /// Print a dashboard of the configured packs for Home Assistant
     Dashboard(DashboardArgs),
+    /// Write the config.yaml that does what an older bms.conf did
+    Import(ImportArgs),
     /// Decode frames given as hex, in arguments or on standard input
     Decode(DecodeArgs),
     /// Serve a virtual BMS on a pseudo-terminal or a TCP port
@@ -158,6 +160,17 @@ pub struct DashboardArgs {
     /// For Home Assistant before 2025.10, which makes entity ids from the names of packs
     #[arg(long)]
     pub ids_from_names: bool,
+}
+
+#[derive(Args)]
+pub struct ImportArgs {
+    /// The file of `smart_bms`
+    #[arg(default_value = "bms.conf")]
+    pub file: PathBuf,
+
+    /// Where to write; what is there is not replaced
+    #[arg(short, long, value_name = "FILE", default_value = "config.yaml")]
+    pub output: PathBuf,
 }
 
 #[derive(Args)]

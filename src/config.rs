@@ -163,6 +163,36 @@ impl Config {
     }
 }
 
+/// What a `bms.conf` sets, checked; what it leaves out is `None`.
+pub struct BmsConf {
+    pub url: Option<String>,
+    pub port: Option<String>,
+    pub interval: Option<String>,
+    pub json_topic: Option<String>,
+    pub config: Config,
+}
+
+/// Reads a `bms.conf` alone, without environment and flags.
+///
+/// # Errors
+/// As [`Config::load`], and when the file is of another kind.
+pub fn bms_conf(path: &Path) -> Result<BmsConf, Error> {
+    let settings = file::read(path)?;
+    let mut by_key = settings.by_key.clone();
+    if by_key.values().any(|setting| matches!(setting.place, Place::Yaml)) {
+        let problem = Problem::new("this is no bms.conf", "name the file that smart_bms was used with");
+        return Err(Error { place: path.display().to_string(), key: String::new(), problem });
+    }
+    let mut text = |key: &str| by_key.remove(key).map(|setting| setting.text);
+    Ok(BmsConf {
+        url: text("mqtt.url"),
+        port: text("packs[0].port"),
+        interval: text("packs[0].interval"),
+        json_topic: text("packs[0].json_topic"),
+        config: settings.check()?,
+    })
+}
+
 /// One port outside a configuration, such as an argument of `scan`.
 ///
 /// # Errors

@@ -4,7 +4,9 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use bms2mqtt::cli::{Cli, Command, Options};
-use bms2mqtt::commands::{Failure, check, dashboard, decode, demo, health, once, run, scan, simulate};
+use bms2mqtt::commands::{
+    Failure, check, dashboard, decode, demo, health, import, once, run, scan, simulate,
+};
 use bms2mqtt::config::Config;
 use bms2mqtt::logging;
 use clap::Parser;
@@ -55,6 +57,7 @@ async fn execute(command: Option<Command>, once: bool, options: Options) -> Resu
         Command::Health => health::run(&Config::load(&options)?),
         Command::Scan(args) => scan::run(&args, &options).await,
         Command::Dashboard(args) => dashboard::run(&args, &Config::load(&options)?),
+        Command::Import(args) => import::run(&args),
         Command::Decode(args) => decode::run(&args),
         Command::Simulate(args) => simulate::run(&args, &options).await,
         Command::Demo(args) => demo::run(&args).await,

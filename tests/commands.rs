@@ -277,6 +277,34 @@ async fn simulate_does_what_can_go_wrong_on_purpose() {
 }
 
 #[tokio::test]
+async fn import_makes_a_configuration_that_does_what_bms_conf_did() {
+    let directory = scratch("import");
+    let conf = "device=/dev/ttyUSB7\nMQTTserver=192.168.1.10 // home\nMQTTtopik=test_1\nrun_interval=7\nout_to=mqtt\n";
+    fs::write(directory.join("bms.conf"), conf).unwrap();
+    let (_, before, _) = run(&directory, &["check"]).await;
+    let (code, advice, err) = run(&directory, &["import", "bms.conf"]).await;
+    assert_eq!((code, err.as_str()), (0, ""));
+    assert!(advice.starts_with("config.yaml is written.") && advice.contains("smart_bms -1"), "{advice}");
+    let (_, after, _) = run(&directory, &["check"]).await;
+    assert!(after.starts_with("./config.yaml: good\nbroker mqtt://192.168.1.10:1883\n"), "{after}");
+    assert_eq!(before.replace("bms.conf", "config.yaml"), after);
+
+    let (code, _, err) = run(&directory, &["import"]).await;
+    assert_eq!(code, 1);
+    assert!(err.starts_with("bms2mqtt: config.yaml: is there already; "), "{err}");
+    let (code, _, err) = run(&directory, &["import", "config.yaml", "-o", "new.yaml"]).await;
+    assert_eq!(code, 2);
+    assert!(err.starts_with("bms2mqtt: config.yaml: this is no bms.conf; "), "{err}");
+    fs::write(directory.join("bms.conf"), conf.replace("=mqtt", "=consol")).unwrap();
+    let (_, advice, _) = run(&directory, &["import", "-o", "new.yaml"]).await;
+    assert!(advice.contains("out_to=consol"), "{advice}");
+    fs::write(directory.join("bms.conf"), "divice=x").unwrap();
+    let (code, _, err) = run(&directory, &["import", "-o", "other.yaml"]).await;
+    assert!(code == 2 && err.starts_with("bms2mqtt: bms.conf:1: divice: is no key of this file; "), "{err}");
+    fs::remove_dir_all(directory).unwrap();
+}
+
+#[tokio::test]
 async fn dashboard_prints_a_view_of_the_configured_packs() {
     let directory = scratch("dashboard");
     let yaml = "packs: [{id: house, name: House battery, port: a}, {id: van, name: Вагон, port: b}]";

@@ -7,6 +7,7 @@ pub mod dashboard;
 pub mod decode;
 pub mod demo;
 pub mod health;
+pub mod import;
 pub mod once;
 pub mod run;
 pub mod scan;
