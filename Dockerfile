@@ -1,7 +1,7 @@
-# One static binary on an empty base, built with Debian's own Rust:
-#   docker build -t bms2mqtt .
-#   docker run -d --restart unless-stopped --device /dev/ttyUSB0 --group-add dialout -v bms2mqtt:/var/lib/bms2mqtt \
-#     -e BMS2MQTT_PORT=/dev/ttyUSB0 -e BMS2MQTT_MQTT_URL=mqtt://192.168.1.10:1883 bms2mqtt
+# One static binary on an empty base, built with Debian's own Rust, for every architecture that Debian has.
+#
+#   docker build -t bms2mqtt .                              a container that runs as nobody in particular
+#   docker build -t bms2mqtt-app --build-arg RUN_AS=0:0 .   the same for Home Assistant, whose apps own their /data as root
 ARG BASE=debian:trixie-slim
 
 FROM ${BASE} AS build
@@ -9,20 +9,42 @@ RUN apt-get update \
  && apt-get install -y --no-install-recommends ca-certificates cargo gcc libc6-dev rustc \
  && rm -rf /var/lib/apt/lists/*
 WORKDIR /build
+# With the C library inside; the target is named, so that nothing of it concerns what only the build runs.
+ENV RUSTFLAGS="-C target-feature=+crt-static"
 # Dependencies first: they change seldom, and this layer is kept.
 COPY Cargo.toml Cargo.lock ./
-RUN mkdir src benches && echo 'fn main() {}' | tee src/main.rs > benches/figures.rs && touch src/lib.rs README.md \
- && RUSTFLAGS='-C target-feature=+crt-static' cargo build --release --locked --target "$(rustc -vV | sed -n 's/^host: //p')"
+RUN mkdir -p src benches \
+ && echo 'fn main() {}' | tee src/main.rs > benches/figures.rs \
+ && touch src/lib.rs README.md \
+ && cargo build --release --locked --bin bms2mqtt --target "$(rustc -vV | sed -n 's/^host: //p')"
 COPY src src
+ARG RUN_AS=65532:20
 RUN touch src/main.rs src/lib.rs \
- && RUSTFLAGS='-C target-feature=+crt-static' cargo build --release --locked --target "$(rustc -vV | sed -n 's/^host: //p')" \
- && install -D target/*/release/bms2mqtt /root-of-image/usr/bin/bms2mqtt \
- && install -D /etc/ssl/certs/ca-certificates.crt /root-of-image/etc/ssl/certs/ca-certificates.crt \
- && mkdir -p /root-of-image/var/lib/bms2mqtt
+ && cargo build --release --locked --bin bms2mqtt --target "$(rustc -vV | sed -n 's/^host: //p')" \
+ && install -D target/*/release/bms2mqtt /image/usr/bin/bms2mqtt \
+ && install -D /etc/ssl/certs/ca-certificates.crt /image/etc/ssl/certs/ca-certificates.crt \
+ && install -d -o "${RUN_AS%:*}" -g "${RUN_AS#*:}" /image/var/lib/bms2mqtt
 
 FROM scratch
-COPY --from=build /root-of-image /
+COPY --from=build /image /
 ENV BMS2MQTT_STATE_DIR=/var/lib/bms2mqtt
 VOLUME /var/lib/bms2mqtt
+# Group 20 is Debian's dialout, which owns serial ports; where it is another: docker run --group-add.
+ARG RUN_AS=65532:20
+USER ${RUN_AS}
 HEALTHCHECK --interval=60s --timeout=5s --start-period=60s CMD ["/usr/bin/bms2mqtt", "health"]
 ENTRYPOINT ["/usr/bin/bms2mqtt"]
+ARG VERSION=dev
+ARG REVISION=unknown
+ARG CREATED=1970-01-01T00:00:00Z
+ARG ARCH=amd64
+LABEL org.opencontainers.image.title="bms2mqtt" \
+      org.opencontainers.image.description="Battery packs with JBD smart BMS boards, cell by cell, in Home Assistant by MQTT" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}" \
+      org.opencontainers.image.created="${CREATED}" \
+      org.opencontainers.image.source="https://github.com/bms2mqtt/bms2mqtt" \
+      org.opencontainers.image.licenses="MIT OR Apache-2.0" \
+      io.hass.type="addon" \
+      io.hass.version="${VERSION}" \
+      io.hass.arch="${ARCH}"

@@ -9,6 +9,7 @@ use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 
 use bms2mqtt::jbd::simulator::Pace;
+use serde_yaml::Value;
 use support::{Answers, Board, Broker, HOUSE, Listener, Program, eventually, mosquitto, scratch};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -188,4 +189,91 @@ async fn wrong_options_get_the_same_messages_as_a_file() {
             "{log}"
         );
     }
+}
+
+const APP: &str = include_str!("../ha-addon/config.yaml");
+
+/// What the form may hold for each type of the Supervisor's schema.
+fn filled(place: &str, kind: &Value) -> serde_json::Value {
+    match kind {
+        Value::Mapping(map) => {
+            let fields = map.iter().map(|(key, kind)| (key.as_str().unwrap(), kind));
+            fields.map(|(key, kind)| (key.to_owned(), filled(key, kind))).collect()
+        }
+        Value::Sequence(kinds) => kinds.iter().map(|kind| filled(place, kind)).collect(),
+        kind => {
+            let kind = kind.as_str().unwrap().trim_end_matches('?');
+            match place {
+                "url" => "mqtts://broker".into(),
+                "interval" | "keep_alive" => "5s".into(),
+                "ca_file" => "ca.pem".into(),
+                "cert_file" | "key_file" => "".into(),
+                _ if kind.starts_with("int(") => {
+                    kind[4..].split(',').next().unwrap().parse::<u64>().unwrap().into()
+                }
+                _ if kind == "bool" => true.into(),
+                _ if kind.starts_with("list(") => kind[5..].split('|').next().unwrap().into(),
+                place => place.into(),
+            }
+        }
+    }
+}
+
+#[test]
+fn the_apps_form_is_the_programs_configuration() {
+    let app: Value = serde_yaml::from_str(APP).unwrap();
+    assert_eq!(app["version"], env!("CARGO_PKG_VERSION"));
+    let directory = scratch("app-form");
+    let check = |options: &serde_json::Value| {
+        fs::write(directory.join("options.json"), options.to_string()).unwrap();
+        let mut command = support::bms2mqtt(&directory);
+        command.args(["check", "-c", "options.json"]).env("SUPERVISOR_TOKEN", TOKEN);
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{options}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    // Any certificate authority will do.
+    let bundle = "/etc/ssl/certs/ca-certificates.crt";
+    if !Path::new(bundle).exists() {
+        eprintln!("skipped: no certificate authorities here");
+        return;
+    }
+    fs::copy(bundle, directory.join("ca.pem")).unwrap();
+    let all = check(&filled("", &app["schema"]));
+    assert!(all.contains("broker mqtts://broker:8883 as user username with a password"), "{all}");
+    assert!(all.contains("pack id \"name\": port at 300 baud, every 5s"), "{all}");
+
+    // As it is when a device has been picked and nothing else touched.
+    let mut fresh = serde_json::to_value(&app["options"]).unwrap();
+    fresh["packs"][0]["device"] = "/dev/ttyUSB0".into();
+    let fresh = check(&fresh);
+    assert!(fresh.contains("broker that Home Assistant's Supervisor names"), "{fresh}");
+    assert!(fresh.contains("pack battery \"Battery\": /dev/ttyUSB0 at 9600 baud, every 5s"), "{fresh}");
+}
+
+#[test]
+fn what_lies_beside_the_apps_form_is_as_home_assistant_wants_it() {
+    let app: Value = serde_yaml::from_str(APP).unwrap();
+    // Each of these would lower the security rating: 5, and 1 more for a profile of its own.
+    for key in
+        ["full_access", "host_network", "host_pid", "privileged", "docker_api", "hassio_role", "devicetree"]
+    {
+        assert!(app.get(key).is_none(), "{key}");
+    }
+    let profile = fs::read_to_string("ha-addon/apparmor.txt").unwrap();
+    assert_eq!(profile.lines().filter(|line| line.starts_with("profile ")).count(), 1);
+    for language in ["en", "de", "ru"] {
+        let text = fs::read_to_string(format!("ha-addon/translations/{language}.yaml")).unwrap();
+        let translation: Value = serde_yaml::from_str(&text).unwrap();
+        for (option, _) in app["options"].as_mapping().unwrap() {
+            let words = &translation["configuration"][option];
+            assert!(words["name"].is_string() && words["description"].is_string(), "{language}: {option:?}");
+        }
+    }
+    for (file, width, height) in [("icon.png", 128, 128), ("logo.png", 250, 100)] {
+        let png = fs::read(format!("ha-addon/{file}")).unwrap();
+        let number = |place: usize| u32::from_be_bytes(png[place..place + 4].try_into().unwrap());
+        assert_eq!((number(16), number(20)), (width, height), "{file}");
+    }
+    assert_eq!(fs::read("ha-addon/CHANGELOG.md").unwrap(), fs::read("CHANGELOG.md").unwrap());
 }
