@@ -290,8 +290,8 @@ async fn import_makes_a_configuration_that_does_what_bms_conf_did() {
     assert_eq!(before.replace("bms.conf", "config.yaml"), after);
 
     let (code, _, err) = run(&directory, &["import"]).await;
-    assert_eq!(code, 1);
-    assert!(err.starts_with("bms2mqtt: config.yaml: is there already; "), "{err}");
+    assert_eq!(code, 2);
+    assert!(err.starts_with("bms2mqtt: config.yaml is there already; "), "{err}");
     let (code, _, err) = run(&directory, &["import", "config.yaml", "-o", "new.yaml"]).await;
     assert_eq!(code, 2);
     assert!(err.starts_with("bms2mqtt: config.yaml: this is no bms.conf; "), "{err}");

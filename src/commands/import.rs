@@ -36,14 +36,12 @@ struct YamlPack<'a> {
 pub fn run(args: &ImportArgs) -> Result<(), Failure> {
     let conf = bms_conf(&args.file)?;
     let output = args.output.display();
-    let mut file = File::options().write(true).create_new(true).open(&args.output).map_err(|error| {
-        let what = match error.kind() {
-            io::ErrorKind::AlreadyExists => {
-                "is there already; move it away, or give another --output".to_owned()
-            }
-            _ => error.to_string(),
-        };
-        Failure::Running(format!("{output}: {what}"))
+    let file = File::options().write(true).create_new(true).open(&args.output);
+    let mut file = file.map_err(|error| match error.kind() {
+        io::ErrorKind::AlreadyExists => {
+            Failure::Usage(format!("{output} is there already; move it away, or give another --output"))
+        }
+        _ => Failure::Running(format!("{output}: {error}")),
     })?;
     file.write_all(yaml(&args.file.display().to_string(), &conf)?.as_bytes())?;
     io::stdout().write_all(advice(&output.to_string(), &conf.config).as_bytes())?;
