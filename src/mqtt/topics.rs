@@ -65,11 +65,11 @@ impl Names {
         }
     }
 
-    /// The filters under which all that a pack may have left behind is found.
+    /// The filters under which all that a pack may have left behind is found: configs first, as they are taken away.
     pub fn leftover_filters(&self, pack: &str) -> [String; 2] {
         [
-            format!("{}/{pack}/+", self.base_topic),
             format!("{}/+/{ID_PREFIX}{pack}/+/config", self.discovery_prefix),
+            format!("{}/{pack}/+", self.base_topic),
         ]
     }
 
@@ -206,7 +206,9 @@ impl Sent {
             let undecided = names.pack_of(topic).is_none_or(|pack| wanted.undecided.contains(pack));
             !topics.contains(topic) && !undecided && !wanted.awaited.contains(topic)
         };
-        let gone: Vec<String> = self.0.keys().filter(|topic| gone(topic)).cloned().collect();
+        let mut gone: Vec<String> = self.0.keys().filter(|topic| gone(topic)).cloned().collect();
+        // An entity goes before its value does: else Home Assistant complains of a time or a mode that is empty.
+        gone.sort_by_key(|topic| !topic.ends_with("/config"));
         let mut changes: Vec<Message> = gone.iter().map(|topic| Message::confirmed(topic, "")).collect();
         for topic in &gone {
             self.0.remove(topic);
@@ -342,11 +344,10 @@ mod tests {
         let mut sent = Sent::default();
         changes(&mut sent, &cells(&[3300, 3310]));
         let said = changes(&mut sent, &cells(&[3300]));
-        for topic in
-            ["bms2mqtt/house/cell_2_voltage", "homeassistant/sensor/bms2mqtt_house/cell_2_voltage/config"]
-        {
-            assert!(said.contains(&(topic.to_owned(), String::new())), "{topic}");
-        }
+        let place = |topic: &str| said.iter().position(|change| *change == (topic.to_owned(), String::new()));
+        let config = place("homeassistant/sensor/bms2mqtt_house/cell_2_voltage/config");
+        let value = place("bms2mqtt/house/cell_2_voltage");
+        assert!(config.is_some() && config < value, "the entity goes before its value: {said:?}");
     }
 
     #[test]
