@@ -21,7 +21,7 @@ pub struct Forecast {
 /// The smoothed current.
 #[derive(Default)]
 pub struct Forecaster {
-    /// A, + is charging; `None` before the first reading.
+    /// A, + is charging; `None` while nothing flows.
     average: Option<f64>,
 }
 
@@ -30,14 +30,14 @@ impl Forecaster {
     pub fn add(&mut self, totals: &Totals, since_last: Option<Duration>) -> Forecast {
         let current = totals.current.to_f64();
         let average = match (self.average, since_last) {
-            // What flows the other way now says nothing of what flowed before.
-            (Some(average), Some(passed)) if average * current >= 0.0 => {
+            // What flows the other way now says nothing of what flowed before, nor does rest.
+            (Some(average), Some(passed)) if average * current > 0.0 => {
                 let weight = 1.0 - (-passed.as_secs_f64() / SMOOTHING.as_secs_f64()).exp();
                 average + (current - average) * weight
             }
             _ => current,
         };
-        self.average = Some(average);
+        self.average = Some(average).filter(|average| *average != 0.0);
         let nominal = totals.nominal_capacity.to_f64();
         let full = totals.learned_capacity().map_or(nominal, |learned| learned.to_f64());
         let remaining = totals.remaining_capacity.to_f64();
@@ -125,10 +125,12 @@ mod tests {
         // Two thirds of the way from 10 A to 100 A.
         assert_eq!(forecaster.add(&totals(-10_000, 5000), SECOND), empty(45));
         assert_eq!(forecaster.add(&totals(1000, 5000), SECOND), full(300));
-        // Idle is unknown at once, and a pause in between changes little.
-        assert_eq!(forecaster.add(&totals(0, 5000), SECOND), Forecast::default());
-        assert_eq!(forecaster.add(&totals(1000, 5000), SECOND), full(300));
+        // Idle is unknown at once, and what comes after it is no mean of rest and work.
+        for _ in 0..600 {
+            assert_eq!(forecaster.add(&totals(0, 5000), SECOND), Forecast::default());
+        }
+        assert_eq!(forecaster.add(&totals(5000, 5000), SECOND), full(60));
         // After a gap nothing is known of what was before.
-        assert_eq!(forecaster.add(&totals(5000, 5000), None), full(60));
+        assert_eq!(forecaster.add(&totals(1000, 5000), None), full(300));
     }
 }
