@@ -13,8 +13,8 @@ WORKDIR /build
 ENV RUSTFLAGS="-C target-feature=+crt-static"
 # Dependencies first: they change seldom, and this layer is kept.
 COPY Cargo.toml Cargo.lock ./
-RUN mkdir -p src benches \
- && echo 'fn main() {}' | tee src/main.rs > benches/figures.rs \
+RUN mkdir -p src benches packaging \
+ && echo 'fn main() {}' | tee src/main.rs packaging/manual.rs > benches/figures.rs \
  && touch src/lib.rs README.md \
  && cargo build --release --locked --bin bms2mqtt --target "$(rustc -vV | sed -n 's/^host: //p')"
 COPY src src
