@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use nix::errno::Errno;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_serial::{ErrorKind, SerialStream};
@@ -77,6 +78,11 @@ fn open_serial(path: &str, baud: u32) -> Result<SerialStream, String> {
         }
         // What serialport reports when its lock is taken, and for EBUSY.
         ErrorKind::NoDevice => "another program uses this port; a port has one user".to_owned(),
+        // Not the port's own rights: a container or a service that may not use this device.
+        _ if error.description == Errno::EPERM.desc() => {
+            "this container or service may not use it; give it the device (docker run --device, or DeviceAllow)"
+                .to_owned()
+        }
         _ if !is_terminal_device(Path::new(path)) => "this is not a serial port".to_owned(),
         _ => format!("{}; is the adapter still there?", error.description),
     })

@@ -1,6 +1,9 @@
 //! The log: to standard error, so that standard output has only results.
 
+use std::env;
+use std::fs;
 use std::io::{self, IsTerminal};
+use std::os::unix::fs::MetadataExt;
 
 use tracing::level_filters::LevelFilter;
 
@@ -14,7 +17,15 @@ pub fn start(level: LevelFilter, format: LogFormat) {
         .with_max_level(level)
         .with_target(false);
     match format {
+        // The journal has times of its own.
+        LogFormat::Text if is_journal() => log.without_time().init(),
         LogFormat::Text => log.init(),
         LogFormat::Json => log.json().flatten_event(true).init(),
     }
+}
+
+/// Does standard error go to systemd's journal? It says by device and inode which stream does.
+fn is_journal() -> bool {
+    let stream = env::var("JOURNAL_STREAM").unwrap_or_default();
+    fs::metadata("/proc/self/fd/2").is_ok_and(|file| stream == format!("{}:{}", file.dev(), file.ino()))
 }

@@ -276,6 +276,25 @@ async fn simulate_does_what_can_go_wrong_on_purpose() {
     fs::remove_dir_all(directory).unwrap();
 }
 
+#[test]
+fn the_journal_is_not_told_the_time() {
+    use std::os::unix::fs::MetadataExt;
+    let directory = scratch("journal");
+    let first_word = |stream: &dyn Fn(&fs::Metadata) -> String| {
+        let log = fs::File::create(directory.join("log")).unwrap();
+        let mut command = support::bms2mqtt(&directory);
+        command
+            .args(["--once", "--port", "/dev/nowhere"])
+            .env("JOURNAL_STREAM", stream(&log.metadata().unwrap()));
+        assert_eq!(command.stderr(log).output().unwrap().status.code(), Some(1));
+        let log = fs::read_to_string(directory.join("log")).unwrap();
+        log.split_whitespace().next().unwrap().to_owned()
+    };
+    assert_eq!(first_word(&|log| format!("{}:{}", log.dev(), log.ino())), "ERROR");
+    assert!(first_word(&|_| "1:2".to_owned()).starts_with("20"));
+    fs::remove_dir_all(directory).unwrap();
+}
+
 #[tokio::test]
 async fn import_makes_a_configuration_that_does_what_bms_conf_did() {
     let directory = scratch("import");
