@@ -19,7 +19,8 @@ use tracing::warn;
 use crate::cli::Options;
 use crate::home_assistant::language::Language;
 use crate::link::Address;
-use crate::mqtt::access::{Access, ClientFiles, Endpoint, Login, Password, Tls, Whereabouts};
+use crate::mqtt::access::{Access, Whereabouts};
+use crate::mqtt::endpoint::{ClientFiles, Endpoint, Login, Password, Tls};
 use crate::mqtt::supervisor::Supervisor;
 use crate::mqtt::topics::{BRIDGE, Names, PackName};
 

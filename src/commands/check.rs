@@ -8,7 +8,8 @@ use crate::config::{Config, Pack};
 use crate::home_assistant::catalogue::CATALOGUE;
 use crate::home_assistant::discovery::ID_PREFIX;
 use crate::link::Address;
-use crate::mqtt::access::{Access, Endpoint, Login, Whereabouts};
+use crate::mqtt::access::{Access, Whereabouts};
+use crate::mqtt::endpoint::{Endpoint, Login};
 
 pub fn run(config: &Config) -> Result<(), Failure> {
     let mut out = io::stdout().lock();

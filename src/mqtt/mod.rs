@@ -2,6 +2,7 @@
 
 pub mod access;
 pub mod broker;
+pub mod endpoint;
 pub mod session;
 pub mod supervisor;
 pub mod topics;

@@ -78,10 +78,11 @@ impl Publisher {
     /// One connection: `Ok` when the states were closed, else why it ended. Sets `failures` to 0 once connected.
     async fn session(&self, states: &mut States, failures: &mut usize) -> Result<(), String> {
         let will = LastWill::new(self.names.bridge_availability(), OFFLINE, QoS::AtLeastOnce, true);
+        let Access { client_id, keep_alive, .. } = &self.access;
         let endpoint = self.access.endpoint().await?;
         let at = |reason| format!("{endpoint}: {reason}");
         let ended = || at("the connection ended".to_owned());
-        let (client, event_loop) = endpoint.client(&self.access, will).map_err(at)?;
+        let (client, event_loop) = endpoint.client(client_id, *keep_alive, will).map_err(at)?;
         let (sender, mut events) = mpsc::unbounded_channel();
         let _pump = AbortOnDrop(tokio::spawn(pump(event_loop, sender)));
         loop {

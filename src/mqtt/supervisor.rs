@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::access::{Endpoint, Login, Password, Tls};
+use super::endpoint::{Endpoint, Login, Password, Tls};
 
 /// How long the Supervisor may take, which does no more than look.
 const PATIENCE: Duration = Duration::from_secs(5);
