@@ -37,7 +37,6 @@ ENTRYPOINT ["/usr/bin/bms2mqtt"]
 ARG VERSION=dev
 ARG REVISION=unknown
 ARG CREATED=1970-01-01T00:00:00Z
-ARG ARCH=amd64
 LABEL org.opencontainers.image.title="bms2mqtt" \
       org.opencontainers.image.description="Battery packs with JBD smart BMS boards, cell by cell, in Home Assistant by MQTT" \
       org.opencontainers.image.version="${VERSION}" \
@@ -46,5 +45,4 @@ LABEL org.opencontainers.image.title="bms2mqtt" \
       org.opencontainers.image.source="https://github.com/bms2mqtt/bms2mqtt" \
       org.opencontainers.image.licenses="MIT OR Apache-2.0" \
       io.hass.type="addon" \
-      io.hass.version="${VERSION}" \
-      io.hass.arch="${ARCH}"
+      io.hass.version="${VERSION}"
