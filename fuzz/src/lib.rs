@@ -178,7 +178,7 @@ pub fn name(data: &[u8]) {
         topic: "pack",
         availability_topic: "pack/status",
     };
-    let (_, config) = entity_config(&bridge, &pack, &CATALOGUE[0], None);
+    let config = entity_config(&bridge, &pack, &CATALOGUE[0], None);
     let config: serde_json::Value = serde_json::from_str(&config).expect("a config is JSON");
     assert_eq!(config["device"]["model"], name.0);
     publish(&PackState { identity: Some(Identity { model: Some(name.0) }), ..PackState::default() });

@@ -73,7 +73,8 @@ pub enum Value {
     Flag(bool),
     Protections(Protections),
     Date(Date),
-    Time(SystemTime),
+    /// In whole seconds since 1970, as it is printed.
+    Time(u64),
     Doubts(Doubts),
     Mode(Mode),
     /// There is such a value, and nobody knows it now: Home Assistant's "unknown".
@@ -94,7 +95,12 @@ impl fmt::Display for Value {
             Value::Doubts(doubts) => doubts.fmt(f),
             Value::Mode(mode) => mode.fmt(f),
             Value::Unknown => f.write_str("None"),
-            Value::Time(time) => humantime::format_rfc3339_seconds(*time).fmt(f),
+            Value::Time(seconds) => {
+                // A clock that is set beyond the year 9999 has no such text.
+                let last = 253_402_300_799;
+                let time = SystemTime::UNIX_EPOCH + Duration::from_secs((*seconds).min(last));
+                humantime::format_rfc3339_seconds(time).fmt(f)
+            }
         }
     }
 }
@@ -132,6 +138,14 @@ impl Entity {
             Source::Counter(_) => state.counters.is_none(),
             Source::Remembered(_) => state.remembered.is_none(),
             _ => false,
+        }
+    }
+
+    /// The number in such a key, `None` inside if it has none; `None` if the key is another entity's.
+    pub fn number_in(&self, key: &str) -> Option<Option<usize>> {
+        match self.key.split_once("{n}") {
+            Some((before, behind)) => key.strip_prefix(before)?.strip_suffix(behind)?.parse().ok().map(Some),
+            None => (self.key == key).then_some(None),
         }
     }
 
@@ -413,7 +427,7 @@ pub const CATALOGUE: &[Entity] = &[
     .diagnostic()
     .icon("mdi:shield-half-full"),
     remembered("last_protection_time", "Last protection time", |r| match r.last_alarm {
-        Some(alarm) => Value::Time(SystemTime::UNIX_EPOCH + Duration::from_secs(alarm.time.into())),
+        Some(alarm) => Value::Time(alarm.time.into()),
         None => Value::Unknown,
     })
     .class("timestamp")
@@ -467,7 +481,12 @@ pub const CATALOGUE: &[Entity] = &[
     })
     .class("duration")
     .measurement("ms", 0),
-    line("last_success", "Last success", |l| l.last_success.map(Value::Time)).class("timestamp"),
+    line("last_success", "Last success", |l| {
+        // A clock before 1970 has not been set yet.
+        let time = l.last_success?.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        Some(Value::Time(time.as_secs()))
+    })
+    .class("timestamp"),
 ];
 
 #[cfg(test)]
@@ -488,6 +507,17 @@ mod tests {
         keys.sort_unstable();
         keys.dedup();
         assert_eq!(keys.len(), CATALOGUE.len());
+    }
+
+    #[test]
+    fn a_key_tells_its_entity_and_number() {
+        let entity = |key: &str| CATALOGUE.iter().find_map(|of| Some((of.key, of.number_in(key)?)));
+        for of in CATALOGUE {
+            let number = of.key.contains("{n}").then_some(7);
+            assert_eq!(entity(&Entity::numbered(of.key, number)), Some((of.key, number)));
+        }
+        assert_eq!(entity("cell_x_voltage"), None);
+        assert_eq!(entity("cell__voltage"), None);
     }
 
     #[test]

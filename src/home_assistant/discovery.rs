@@ -95,15 +95,8 @@ const ORIGIN: Origin = Origin {
 /// What stands before a pack's id in node ids, unique ids and device identifiers.
 pub const ID_PREFIX: &str = "bms2mqtt_";
 
-/// The config of one entity of a pack: its topic below the discovery prefix, and its payload.
-///
-/// `number` is that of a cell or temperature sensor, from 1.
-pub fn entity_config(
-    bridge: &Bridge<'_>,
-    pack: &Pack<'_>,
-    entity: &Entity,
-    number: Option<usize>,
-) -> (String, String) {
+/// The config of one entity of a pack. `number` is that of a cell or temperature sensor, from 1.
+pub fn entity_config(bridge: &Bridge<'_>, pack: &Pack<'_>, entity: &Entity, number: Option<usize>) -> String {
     let key = Entity::numbered(entity.key, number);
     let component = entity.component.as_str();
     let device = device_id(pack.id);
@@ -136,14 +129,14 @@ pub fn entity_config(
         },
         origin: ORIGIN,
     };
-    (config_topic(component, &device, &key), to_json(&config))
+    to_json(&config)
 }
 
 /// The bridge as a device of its own, with one entity: is the bridge there?
 ///
 /// The packs hang on it, so it goes before them: Home Assistant makes a nameless device of a `via_device` that
 /// it does not know yet.
-pub fn bridge_config(bridge: &Bridge<'_>) -> (String, String) {
+pub fn bridge_config(bridge: &Bridge<'_>) -> String {
     let component = Component::BinarySensor.as_str();
     let config = Config {
         name: bridge.language.name_of("connection").unwrap_or("Connection"),
@@ -172,12 +165,18 @@ pub fn bridge_config(bridge: &Bridge<'_>) -> (String, String) {
         },
         origin: ORIGIN,
     };
-    (config_topic(component, bridge.identifier, "connection"), to_json(&config))
+    to_json(&config)
 }
 
-/// Where the config of an entity without a number stands, below the discovery prefix.
-pub fn entity_config_topic(pack_id: &str, entity: &Entity) -> String {
-    config_topic(entity.component.as_str(), &device_id(pack_id), entity.key)
+/// Where the config of an entity stands, below the discovery prefix.
+pub fn entity_config_topic(pack_id: &str, entity: &Entity, number: Option<usize>) -> String {
+    let key = Entity::numbered(entity.key, number);
+    config_topic(entity.component.as_str(), &device_id(pack_id), &key)
+}
+
+/// Where the bridge's own config stands, below the discovery prefix.
+pub fn bridge_config_topic(identifier: &str) -> String {
+    config_topic(Component::BinarySensor.as_str(), identifier, "connection")
 }
 
 fn device_id(pack_id: &str) -> String {

@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep_until};
 use tracing::{debug, info, warn};
 
 use super::access::Access;
-use super::topics::{Message, Names, OFFLINE, ONLINE, PackName, Sent, wanted};
+use super::topics::{Message, Names, OFFLINE, ONLINE, PackName, Sent};
 use crate::health::Health;
 use crate::pack::state::PackState;
 
@@ -177,7 +177,10 @@ impl<'a> Session<'a> {
             feeds: &publisher.feeds,
             former: &publisher.former,
             birth_topic: &publisher.access.birth_topic,
-            sent: Sent::default(),
+            sent: Sent::new(
+                publisher.names.clone(),
+                publisher.feeds.iter().map(|feed| feed.name.clone()).collect(),
+            ),
             lines: vec![None; publisher.feeds.len()],
             read_back: Vec::new(),
         }
@@ -310,10 +313,7 @@ impl<'a> Session<'a> {
     async fn send_changes(&mut self, states: &mut States, stopping: bool) -> Result<(), ClientError> {
         let (messages, lines) = {
             let states = states.borrow_and_update();
-            let packs: Vec<(&PackName, &PackState)> =
-                self.feeds.iter().map(|feed| &feed.name).zip(states.iter()).collect();
-            let messages = self.sent.difference(self.names, wanted(self.names, &packs, stopping));
-            (messages, new_lines(self.feeds, &states, &mut self.lines))
+            (self.sent.difference(&states, stopping), new_lines(self.feeds, &states, &mut self.lines))
         };
         for Message { topic, payload, confirmed } in messages {
             let qos = if confirmed { QoS::AtLeastOnce } else { QoS::AtMostOnce };

@@ -2,11 +2,16 @@
 //! Pure: change-only publishing, announcing again after a reconnection or Home Assistant's start, cleaning up after a
 //! renamed pack and the last `offline` are all "wanted minus sent".
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::hash_map::DefaultHasher;
+use std::collections::{HashMap, HashSet};
+use std::hash::{Hash, Hasher};
 
-use crate::home_assistant::catalogue::{CATALOGUE, Entity};
-use crate::home_assistant::discovery::{self, ID_PREFIX, bridge_config, entity_config, entity_config_topic};
+use crate::home_assistant::catalogue::{CATALOGUE, Entity, Value};
+use crate::home_assistant::discovery::{
+    self, ID_PREFIX, bridge_config, bridge_config_topic, entity_config, entity_config_topic,
+};
 use crate::home_assistant::language::Language;
+use crate::pack::reading::SoftwareVersion;
 use crate::pack::state::PackState;
 
 /// Where everything is published, and what it is called there.
@@ -93,135 +98,138 @@ impl Names {
     }
 }
 
-/// What should stand at the broker.
-#[derive(Debug, Default)]
-pub struct Wanted {
-    /// Configs, then availability, then values.
-    pub messages: Vec<Message>,
-    /// Packs of which it is not known yet what they have: nothing of theirs is removed.
-    pub undecided: HashSet<String>,
-    /// What may be wanted soon, and is not removed until then.
-    pub awaited: HashSet<String>,
+/// A place at the broker, not yet put into words: cheap to make and to look up for every value at every change.
+/// Ordered as things are said: configs, then availability, then values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+enum Place {
+    BridgeConfig,
+    Config(Spot),
+    BridgeAvailability,
+    /// Of the pack at this place in the configuration.
+    Availability(u16),
+    Value(Spot),
+}
+
+/// One entity of one pack, by its place in the catalogue. As small as it can be: each value of each pack has two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+struct Spot {
+    pack: u16,
+    entity: u8,
+    /// A board tells at most 255 of anything.
+    number: Option<u8>,
+}
+
+const _: () = assert!(CATALOGUE.len() <= u8::MAX as usize);
+
+impl Spot {
+    fn new(pack: usize, entity: usize, number: Option<usize>) -> Spot {
+        Spot { pack: pack as u16, entity: entity as u8, number: number.map(|number| number as u8) }
+    }
+
+    fn pack(self) -> usize {
+        self.pack.into()
+    }
+
+    fn entity(self) -> &'static Entity {
+        &CATALOGUE[usize::from(self.entity)]
+    }
+
+    fn number(self) -> Option<usize> {
+        self.number.map(usize::from)
+    }
+}
+
+/// What stands at a place, not yet put into words. Equal contents print the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Content {
+    /// Of all that a config says only this can change during a session: a fingerprint of what the board says of itself.
+    Config(u64),
+    Online(bool),
+    Value(Value),
 }
 
 /// What should stand at the broker when this is known of the packs. `stopping` makes everything `offline`.
-pub fn wanted(names: &Names, packs: &[(&PackName, &PackState)], stopping: bool) -> Wanted {
-    let bridge_availability = names.bridge_availability();
-    let bridge_identifier = names.bridge_identifier();
-    let bridge = discovery::Bridge {
-        identifier: &bridge_identifier,
-        availability_topic: &bridge_availability,
-        language: names.language,
-    };
-    let mut messages = Vec::new();
-    let mut availability = vec![Message::confirmed(&bridge_availability, on_or_off_line(!stopping))];
+fn wanted(names: &Names, states: &[PackState], stopping: bool) -> Vec<(Place, Content)> {
+    let mut wanted = Vec::new();
     let mut values = Vec::new();
-    let mut awaited = HashSet::new();
     if names.discovery {
-        messages.push(names.config(bridge_config(&bridge)));
+        wanted.push((Place::BridgeConfig, Content::Config(0)));
     }
-    for (pack, state) in packs {
-        let topic = format!("{}/{}", names.base_topic, pack.id);
-        let availability_topic = names.availability(&pack.id);
-        if let Some(answering) = state.answering {
-            availability
-                .push(Message::confirmed(&availability_topic, on_or_off_line(answering && !stopping)));
-        }
+    for (pack, state) in states.iter().enumerate() {
         // Configs wait until the board has told its name, so that each is sent once.
-        let announced = names.discovery.then_some(state.identity.as_ref()).flatten();
-        let described = announced.map(|identity| discovery::Pack {
-            id: &pack.id,
-            name: &pack.name,
-            model: identity.model.as_deref(),
-            software_version: software_version(state),
-            topic: &topic,
-            availability_topic: &availability_topic,
+        let announced = state.identity.as_ref().filter(|_| names.discovery);
+        let config = announced.map(|identity| {
+            let mut hasher = DefaultHasher::new();
+            (&identity.model, software_version(state)).hash(&mut hasher);
+            Content::Config(hasher.finish())
         });
-        for entity in CATALOGUE {
-            if entity.is_awaited(state) {
-                awaited.insert(format!("{topic}/{}", entity.key));
-                awaited.insert(names.below_prefix(&entity_config_topic(&pack.id, entity)));
-            }
-            entity.visit(state, |number, value| {
-                if let Some(described) = &described {
-                    messages.push(names.config(entity_config(&bridge, described, entity, number)));
-                }
-                values.push(Message {
-                    topic: format!("{topic}/{}", Entity::numbered(entity.key, number)),
-                    payload: value.to_string(),
-                    confirmed: false,
-                });
+        for (entity, taken) in CATALOGUE.iter().enumerate() {
+            taken.visit(state, |number, value| {
+                let spot = Spot::new(pack, entity, number);
+                wanted.extend(config.map(|config| (Place::Config(spot), config)));
+                values.push((Place::Value(spot), Content::Value(value)));
             });
         }
     }
-    messages.extend(availability);
-    messages.extend(values);
-    let undecided = packs.iter().filter(|(_, state)| state.reading.is_none() || state.identity.is_none());
-    Wanted { messages, undecided: undecided.map(|(pack, _)| pack.id.clone()).collect(), awaited }
-}
-
-fn on_or_off_line(online: bool) -> &'static str {
-    if online { ONLINE } else { OFFLINE }
-}
-
-fn software_version(state: &PackState) -> Option<String> {
-    Some(state.reading.as_ref()?.totals.as_ref()?.software_version.to_string())
-}
-
-impl Names {
-    fn config(&self, (topic, payload): (String, String)) -> Message {
-        Message::confirmed(&self.below_prefix(&topic), &payload)
+    wanted.push((Place::BridgeAvailability, Content::Online(!stopping)));
+    for (pack, state) in states.iter().enumerate() {
+        if let Some(answering) = state.answering {
+            wanted.push((Place::Availability(pack as u16), Content::Online(answering && !stopping)));
+        }
     }
-
-    fn below_prefix(&self, topic: &str) -> String {
-        format!("{}/{topic}", self.discovery_prefix)
-    }
+    wanted.append(&mut values);
+    wanted
 }
 
-impl Message {
-    fn confirmed(topic: &str, payload: &str) -> Message {
-        Message { topic: topic.to_owned(), payload: payload.to_owned(), confirmed: true }
-    }
+fn software_version(state: &PackState) -> Option<SoftwareVersion> {
+    Some(state.reading.as_ref()?.totals.as_ref()?.software_version)
 }
 
-/// What this session knows to stand at the broker: topic → payload, `None` where only the topic is known.
-#[derive(Debug, Default)]
-pub struct Sent(BTreeMap<String, Option<String>>);
+/// What this session knows to stand at the broker.
+#[derive(Debug)]
+pub struct Sent {
+    names: Names,
+    /// In the order of the states.
+    packs: Vec<PackName>,
+    /// `None` where something stands that is to be said again.
+    standing: HashMap<Place, Option<Content>>,
+    /// Topics of ours where nothing of this version and configuration can stand.
+    strangers: Vec<String>,
+}
 
 impl Sent {
+    pub fn new(names: Names, packs: Vec<PackName>) -> Sent {
+        Sent { names, packs, standing: HashMap::new(), strangers: Vec::new() }
+    }
+
     /// Another program may have lost or changed everything: all is to be sent again.
     pub fn forget_payloads(&mut self) {
-        self.0.values_mut().for_each(|payload| *payload = None);
+        self.standing.values_mut().for_each(|content| *content = None);
     }
 
     /// A retained message of ours was read back from the broker.
     pub fn found(&mut self, topic: String) {
-        self.0.entry(topic).or_insert(None);
+        match self.place_of(&topic) {
+            Some(place) => drop(self.standing.entry(place).or_insert(None)),
+            None if self.strangers.contains(&topic) => {}
+            None => self.strangers.push(topic),
+        }
     }
 
-    /// What is to be sent so that `wanted` stands at the broker; from then on counted as sent.
-    pub fn difference(&mut self, names: &Names, wanted: Wanted) -> Vec<Message> {
-        let topics: HashSet<&str> = wanted.messages.iter().map(|message| message.topic.as_str()).collect();
-        let gone = |topic: &str| {
-            let undecided = names.pack_of(topic).is_none_or(|pack| wanted.undecided.contains(pack));
-            !topics.contains(topic) && !undecided && !wanted.awaited.contains(topic)
-        };
-        let mut gone: Vec<String> = self.0.keys().filter(|topic| gone(topic)).cloned().collect();
-        // An entity goes before its value does: else Home Assistant complains of a time or a mode that is empty.
-        gone.sort_by_key(|topic| !topic.ends_with("/config"));
-        let mut changes: Vec<Message> = gone.iter().map(|topic| Message::confirmed(topic, "")).collect();
-        for topic in &gone {
-            self.0.remove(topic);
-        }
+    /// What is to be sent so that what is wanted stands at the broker; from then on counted as sent.
+    pub fn difference(&mut self, states: &[PackState], stopping: bool) -> Vec<Message> {
+        let wanted = wanted(&self.names, states, stopping);
+        let mut changes = self.take_away(&wanted, states);
         let mut returns = Vec::new();
-        for message in wanted.messages {
-            let before = self.0.insert(message.topic.clone(), Some(message.payload.clone())).flatten();
-            if before.as_deref() == Some(message.payload.as_str()) {
+        for (place, content) in wanted {
+            let before = self.standing.insert(place, Some(content)).flatten();
+            if before == Some(content) {
                 continue;
             }
+            let message = self.message(place, content, states);
             // A pack that comes back has its values in place before it is available: else what it had when it
             // went would count for a moment as its state now.
-            if before.as_deref() == Some(OFFLINE) && message.payload == ONLINE {
+            if (before, content) == (Some(Content::Online(false)), Content::Online(true)) {
                 returns.push(message);
             } else {
                 changes.push(message);
@@ -230,6 +238,123 @@ impl Sent {
         changes.extend(returns);
         changes
     }
+
+    /// Forgets what stands and is wanted no more, and says how it is taken away.
+    fn take_away(&mut self, wanted: &[(Place, Content)], states: &[PackState]) -> Vec<Message> {
+        let standing_too = wanted.iter().filter(|(place, _)| self.standing.contains_key(place)).count();
+        let mut gone = Vec::new();
+        if standing_too < self.standing.len() {
+            let wanted: HashSet<Place> = wanted.iter().map(|(place, _)| *place).collect();
+            gone.extend(
+                self.standing.keys().filter(|&place| !wanted.contains(place) && may_go(*place, states)),
+            );
+            gone.sort_unstable();
+        }
+        let mut topics: Vec<String> = gone.iter().map(|&place| self.topic(place)).collect();
+        for place in &gone {
+            self.standing.remove(place);
+        }
+        let (gone, kept) = std::mem::take(&mut self.strangers).into_iter().partition(|topic| {
+            let owner = self.names.pack_of(topic);
+            let pack = self.packs.iter().position(|pack| Some(pack.id.as_str()) == owner);
+            pack.is_none_or(|pack| is_decided(&states[pack]))
+        });
+        self.strangers = kept;
+        topics.extend::<Vec<String>>(gone);
+        // An entity goes before its value does: else Home Assistant complains of a time or a mode that is empty.
+        topics.sort_by_key(|topic| !topic.ends_with("/config"));
+        topics.into_iter().map(|topic| Message { topic, payload: String::new(), confirmed: true }).collect()
+    }
+
+    /// Where something of ours can stand that is called so.
+    fn place_of(&self, topic: &str) -> Option<Place> {
+        let owner = self.names.pack_of(topic)?;
+        let pack = self.packs.iter().position(|pack| pack.id == owner);
+        let mut segments = topic.rsplit('/');
+        let (last, before_last) = (segments.next()?, segments.next()?);
+        let spot = |key: &str| {
+            let pack = pack?;
+            let mut entities = CATALOGUE.iter().enumerate();
+            entities.find_map(|(entity, of)| Some(Spot::new(pack, entity, of.number_in(key)?)))
+        };
+        let candidates = [
+            Some(Place::BridgeConfig),
+            spot(before_last).map(Place::Config),
+            pack.map(|pack| Place::Availability(pack as u16)),
+            spot(last).map(Place::Value),
+        ];
+        candidates.into_iter().flatten().find(|&place| self.topic(place) == topic)
+    }
+
+    fn topic(&self, place: Place) -> String {
+        let Names { base_topic, discovery_prefix, .. } = &self.names;
+        match place {
+            Place::BridgeConfig => {
+                format!("{discovery_prefix}/{}", bridge_config_topic(&self.names.bridge_identifier()))
+            }
+            Place::Config(spot) => {
+                let below = entity_config_topic(&self.pack(spot).id, spot.entity(), spot.number());
+                format!("{discovery_prefix}/{below}")
+            }
+            Place::BridgeAvailability => self.names.bridge_availability(),
+            Place::Availability(pack) => self.names.availability(&self.packs[usize::from(pack)].id),
+            Place::Value(spot) => {
+                let key = Entity::numbered(spot.entity().key, spot.number());
+                format!("{base_topic}/{}/{key}", self.pack(spot).id)
+            }
+        }
+    }
+
+    fn pack(&self, spot: Spot) -> &PackName {
+        &self.packs[spot.pack()]
+    }
+
+    fn message(&self, place: Place, content: Content, states: &[PackState]) -> Message {
+        let payload = match (place, content) {
+            (_, Content::Value(value)) => value.to_string(),
+            (_, Content::Online(online)) => if online { ONLINE } else { OFFLINE }.to_owned(),
+            (Place::Config(spot), Content::Config(_)) => self.entity_config(spot, &states[spot.pack()]),
+            (_, Content::Config(_)) => self.with_bridge(bridge_config),
+        };
+        Message { topic: self.topic(place), payload, confirmed: !matches!(place, Place::Value(_)) }
+    }
+
+    fn entity_config(&self, spot: Spot, state: &PackState) -> String {
+        let PackName { id, name } = self.pack(spot);
+        let described = discovery::Pack {
+            id,
+            name,
+            model: state.identity.as_ref().and_then(|identity| identity.model.as_deref()),
+            software_version: software_version(state).map(|version| version.to_string()),
+            topic: &format!("{}/{id}", self.names.base_topic),
+            availability_topic: &self.names.availability(id),
+        };
+        self.with_bridge(|bridge| entity_config(bridge, &described, spot.entity(), spot.number()))
+    }
+
+    fn with_bridge(&self, config: impl FnOnce(&discovery::Bridge<'_>) -> String) -> String {
+        config(&discovery::Bridge {
+            identifier: &self.names.bridge_identifier(),
+            availability_topic: &self.names.bridge_availability(),
+            language: self.names.language,
+        })
+    }
+}
+
+/// As long as it is not known what a pack has, nothing of it is taken away; nor what may be loaded or asked for yet.
+fn may_go(place: Place, states: &[PackState]) -> bool {
+    match place {
+        Place::BridgeConfig | Place::BridgeAvailability => true,
+        Place::Availability(pack) => is_decided(&states[usize::from(pack)]),
+        Place::Config(spot) | Place::Value(spot) => {
+            let state = &states[spot.pack()];
+            is_decided(state) && !spot.entity().is_awaited(state)
+        }
+    }
+}
+
+fn is_decided(state: &PackState) -> bool {
+    state.reading.is_some() && state.identity.is_some()
 }
 
 #[cfg(test)]
@@ -262,8 +387,15 @@ mod tests {
         }
     }
 
+    fn nothing_sent() -> Sent {
+        Sent::new(names(), vec![house()])
+    }
+
     fn changes(sent: &mut Sent, state: &PackState) -> Vec<(String, String)> {
-        let messages = sent.difference(&names(), wanted(&names(), &[(&house(), state)], false));
+        said(sent.difference(std::slice::from_ref(state), false))
+    }
+
+    fn said(messages: Vec<Message>) -> Vec<(String, String)> {
         messages.into_iter().map(|message| (message.topic, message.payload)).collect()
     }
 
@@ -273,7 +405,7 @@ mod tests {
 
     #[test]
     fn everything_is_said_once_configs_then_availability_then_values() {
-        let mut sent = Sent::default();
+        let mut sent = nothing_sent();
         let said = changes(&mut sent, &cells(&[3300, 3310]));
         let kind = |topic: &str| match topic {
             topic if topic.ends_with("/config") => 0,
@@ -289,7 +421,7 @@ mod tests {
 
     #[test]
     fn a_changed_cell_changes_itself_and_what_follows_from_it() {
-        let mut sent = Sent::default();
+        let mut sent = nothing_sent();
         changes(&mut sent, &cells(&[3300, 3310]));
         assert_eq!(
             topics(&changes(&mut sent, &cells(&[3300, 3312]))),
@@ -304,7 +436,7 @@ mod tests {
 
     #[test]
     fn after_home_assistants_birth_everything_is_said_again() {
-        let mut sent = Sent::default();
+        let mut sent = nothing_sent();
         let first = changes(&mut sent, &cells(&[3300]));
         sent.forget_payloads();
         assert_eq!(changes(&mut sent, &cells(&[3300])), first);
@@ -312,7 +444,7 @@ mod tests {
 
     #[test]
     fn a_pack_that_comes_back_has_its_values_before_it_is_online() {
-        let mut sent = Sent::default();
+        let mut sent = nothing_sent();
         changes(&mut sent, &cells(&[3300]));
         let gone = PackState { answering: Some(false), ..cells(&[3300]) };
         assert_eq!(
@@ -329,19 +461,19 @@ mod tests {
 
     #[test]
     fn stopping_says_offline_and_nothing_else() {
-        let mut sent = Sent::default();
+        let mut sent = nothing_sent();
         changes(&mut sent, &cells(&[3300]));
-        let last = sent.difference(&names(), wanted(&names(), &[(&house(), &cells(&[3300]))], true));
-        let said: Vec<_> = last.iter().map(|m| (m.topic.as_str(), m.payload.as_str())).collect();
+        let last = said(sent.difference(&[cells(&[3300])], true));
+        let last: Vec<_> = last.iter().map(|(topic, payload)| (topic.as_str(), payload.as_str())).collect();
         assert_eq!(
-            said,
+            last,
             [("bms2mqtt/bridge/availability", "offline"), ("bms2mqtt/house/availability", "offline")]
         );
     }
 
     #[test]
     fn a_cell_that_is_gone_takes_its_topics_with_it() {
-        let mut sent = Sent::default();
+        let mut sent = nothing_sent();
         changes(&mut sent, &cells(&[3300, 3310]));
         let said = changes(&mut sent, &cells(&[3300]));
         let place = |topic: &str| said.iter().position(|change| *change == (topic.to_owned(), String::new()));
@@ -353,7 +485,7 @@ mod tests {
     #[test]
     fn leftovers_wait_until_it_is_known_what_the_pack_has() {
         let leftover = "homeassistant/sensor/bms2mqtt_house/cell_2_voltage/config";
-        let mut sent = Sent::default();
+        let mut sent = nothing_sent();
         sent.found(leftover.to_owned());
         assert!(!topics(&changes(&mut sent, &PackState::default())).contains(&leftover));
         assert!(topics(&changes(&mut sent, &cells(&[3300]))).contains(&leftover));
@@ -361,7 +493,7 @@ mod tests {
 
     #[test]
     fn what_is_loaded_or_asked_for_later_is_not_taken_away_before() {
-        let mut sent = Sent::default();
+        let mut sent = nothing_sent();
         for topic in [
             "bms2mqtt/house/energy_charged",
             "homeassistant/sensor/bms2mqtt_house/energy_charged/config",
@@ -375,7 +507,7 @@ mod tests {
 
     #[test]
     fn leftovers_of_a_pack_that_is_configured_no_more_go_at_once() {
-        let mut sent = Sent::default();
+        let mut sent = nothing_sent();
         for topic in [
             "bms2mqtt/van/voltage",
             "bms2mqtt/van/availability",
@@ -387,11 +519,55 @@ mod tests {
     }
 
     #[test]
+    fn what_an_older_version_called_otherwise_goes_and_what_stands_stays() {
+        let mut sent = nothing_sent();
+        let stands = [
+            "bms2mqtt/house/cell_1_voltage",
+            "bms2mqtt/house/availability",
+            "homeassistant/sensor/bms2mqtt_house/cell_1_voltage/config",
+            "homeassistant/binary_sensor/bms2mqtt_bridge/connection/config",
+        ];
+        let strangers = [
+            "homeassistant/binary_sensor/bms2mqtt_house/cell_1_voltage/config",
+            "homeassistant/sensor/bms2mqtt_bridge/connection/config",
+            "bms2mqtt/house/cell_01_voltage",
+            "bms2mqtt/house/soc",
+        ];
+        for topic in stands.into_iter().chain(strangers).chain(strangers) {
+            sent.found(topic.to_owned());
+        }
+        let said = changes(&mut sent, &cells(&[3300]));
+        let gone: Vec<&str> =
+            said.iter().filter(|(_, payload)| payload.is_empty()).map(|(t, _)| t.as_str()).collect();
+        assert_eq!(gone, strangers);
+        assert!(
+            stands.iter().all(|topic| topics(&said).contains(topic)),
+            "what was read back is made current"
+        );
+        assert_eq!(changes(&mut sent, &cells(&[3300])), []);
+    }
+
+    #[test]
+    fn another_board_is_described_anew_and_nothing_else_is_said() {
+        let mut sent = nothing_sent();
+        changes(&mut sent, &cells(&[3300, 3310]));
+        let model = Some("JBD-SP10S009".to_owned());
+        let renamed = PackState { identity: Some(Identity { model }), ..cells(&[3300, 3310]) };
+        let said = changes(&mut sent, &renamed);
+        assert!(said.iter().all(|(topic, payload)| {
+            topic.starts_with("homeassistant/")
+                && topic.contains("_house/")
+                && payload.contains("JBD-SP10S009")
+        }));
+        assert!(topics(&said).contains(&"homeassistant/sensor/bms2mqtt_house/cell_2_voltage/config"));
+    }
+
+    #[test]
     fn without_discovery_configs_are_taken_away_and_values_stay() {
-        let names = Names { discovery: false, ..names() };
-        let mut sent = Sent::default();
+        let mut sent = nothing_sent();
         changes(&mut sent, &cells(&[3300]));
-        let said = sent.difference(&names, wanted(&names, &[(&house(), &cells(&[3300]))], false));
+        sent.names.discovery = false;
+        let said = sent.difference(&[cells(&[3300])], false);
         assert!(!said.is_empty());
         assert!(said.iter().all(|message| message.topic.ends_with("/config") && message.payload.is_empty()));
     }

@@ -100,7 +100,7 @@ impl fmt::Display for Mode {
     }
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct SoftwareVersion {
     pub major: u8,
     pub minor: u8,
