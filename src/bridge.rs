@@ -35,7 +35,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) {
         Ok(address) => drop(background.spawn(health.clone().serve(address))),
         Err(error) => warn!("`bms2mqtt health` will not reach this bridge: {error}"),
     }
-    let Config { access, names, packs, state_dir, .. } = config;
+    let Config { access, names, packs, state_dir, damping, .. } = config;
     // Locks are files: there must be something to hold them.
     let _ = fs::create_dir_all(&state_dir);
     let _locks = lock_packs(&state_dir, &packs);
@@ -57,7 +57,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) {
     for (place, pack) in packs.into_iter().enumerate() {
         let desk = Desk { states: Arc::clone(&sender), place, health: health.clone() };
         let (stop, state_dir) = (stop_receiver.clone(), state_dir.clone());
-        pollers.spawn(async move { poller::run(&pack, &state_dir, desk, stop).await });
+        pollers.spawn(async move { poller::run(&pack, damping, &state_dir, desk, stop).await });
     }
     drop(sender);
     background.spawn(health.tell_systemd());

@@ -23,6 +23,7 @@ use crate::mqtt::access::{Access, Whereabouts};
 use crate::mqtt::endpoint::{ClientFiles, Endpoint, Login, Password, Tls};
 use crate::mqtt::supervisor::Supervisor;
 use crate::mqtt::topics::{BRIDGE, Names, PackName};
+use crate::pack::damping::{Damping, Quantity};
 
 mod file;
 mod value;
@@ -47,6 +48,8 @@ pub struct Config {
     pub packs: Vec<Pack>,
     /// Where energy totals are kept.
     pub state_dir: PathBuf,
+    /// Of all packs.
+    pub damping: Damping,
     /// `out_to=consol` of `bms.conf`: print the one-line JSON every interval instead of publishing.
     pub console: bool,
 }
@@ -232,6 +235,7 @@ impl Config {
             },
             packs: Vec::new(),
             state_dir: default_state_dir(),
+            damping: Damping::default(),
             console: false,
         }
     }
@@ -350,11 +354,25 @@ impl Settings {
                 Problem::new("is the discovery prefix too", "give values a base_topic of their own");
             return Err(self.error("mqtt.base_topic", problem));
         }
+        let damping = self.damping()?;
         let access = self.access()?;
         let packs = self.packs(&names)?;
         let state_dir = self.get("state_dir", value::path)?.unwrap_or_else(default_state_dir);
         let console = self.get("console", value::flag)?.unwrap_or(false);
-        Ok(Config { file: self.file, access, names, packs, state_dir, console })
+        Ok(Config { file: self.file, access, names, packs, state_dir, damping, console })
+    }
+
+    fn damping(&self) -> Result<Damping, Error> {
+        let mut damping = Damping::default();
+        for (rule, (_, name, unit, places)) in damping.0.iter_mut().zip(Quantity::ALL) {
+            let dead_band =
+                self.get(&format!("dead_band.{name}"), |text| value::dead_band(text, unit, places))?;
+            rule.dead_band = dead_band.unwrap_or_default();
+            let minimum_interval = self
+                .get(&format!("minimum_interval.{name}"), |text| value::duration(text, MINIMUM_INTERVAL))?;
+            rule.minimum_interval = minimum_interval.unwrap_or_default();
+        }
+        Ok(damping)
     }
 
     fn access(&self) -> Result<Access, Error> {
@@ -535,6 +553,7 @@ pub const DEFAULT_OFFLINE_AFTER: u32 = 3;
 /// What JBD boards speak, on every kind of line.
 pub const DEFAULT_BAUD: u32 = 9600;
 const KEEP_ALIVE: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(3600)];
+const MINIMUM_INTERVAL: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(3600)];
 
 /// systemd's `StateDirectory`, else where the system or the user keeps such things.
 fn default_state_dir() -> PathBuf {

@@ -15,6 +15,7 @@ use crate::jbd::message::register;
 use crate::json_line::json_line;
 use crate::link::{self, Link, OpenError};
 use crate::memory::Memory;
+use crate::pack::damping::{Damping, Shown};
 use crate::pack::forecast::Forecaster;
 use crate::pack::reading::Reading;
 use crate::pack::state::{JsonLine, LineStatistics, PackState};
@@ -32,7 +33,13 @@ const STATISTICS: Duration = Duration::from_secs(300);
 const REPORT: Duration = Duration::from_secs(3600);
 
 /// Polls until `stop`, and keeps the pack's place in the states up to date.
-pub async fn run(pack: &Pack, state_dir: &Path, desk: Desk, mut stop: watch::Receiver<bool>) {
+pub async fn run(
+    pack: &Pack,
+    damping: Damping,
+    state_dir: &Path,
+    desk: Desk,
+    mut stop: watch::Receiver<bool>,
+) {
     // Longer than this, and what flowed in between is not known.
     let longest_gap = Duration::from_secs(30).max(pack.interval * 3);
     let file = state_dir.join(format!("{}.json", pack.name.id));
@@ -44,6 +51,8 @@ pub async fn run(pack: &Pack, state_dir: &Path, desk: Desk, mut stop: watch::Rec
         open_after: Instant::now(),
         memory: Memory::new(&pack.name.id, file, longest_gap),
         forecaster: Forecaster::default(),
+        shown: Shown::new(damping),
+        started: Instant::now(),
         counters_after: None,
         silent: 0,
         silent_about_cells: 0,
@@ -97,6 +106,8 @@ struct Poller<'a> {
     open_after: Instant,
     memory: Memory,
     forecaster: Forecaster,
+    shown: Shown,
+    started: Instant,
     /// `None` until the board has been asked for its name and counters on this link; then when the counters are due
     /// again.
     counters_after: Option<Instant>,
@@ -184,6 +195,8 @@ impl Poller<'_> {
             .is_some()
             .then(|| JsonLine { poll: self.line.polls, text: json_line(Some(&reading)) });
         self.silent = 0;
+        // Last, so that what is counted and reckoned comes of what was read.
+        let reading = self.shown.after(reading, now - self.started);
         self.change(|state| {
             state.answering = Some(true);
             state.reading = Some(reading);

@@ -9,6 +9,7 @@ use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 
 use bms2mqtt::jbd::simulator::Pace;
+use bms2mqtt::pack::damping::Quantity;
 use serde_yaml::Value;
 use support::{Answers, Board, Broker, HOUSE, Listener, Program, eventually, mosquitto, scratch};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -211,6 +212,10 @@ fn filled(place: &str, kind: &Value) -> serde_json::Value {
                 _ if kind.starts_with("int(") => {
                     kind[4..].split(',').next().unwrap().parse::<u64>().unwrap().into()
                 }
+                _ if kind.starts_with("float(") => {
+                    kind[6..].split(',').next().unwrap().parse::<f64>().unwrap().into()
+                }
+                _ if kind.starts_with("match(^[0-9]") => "30s".into(),
                 _ if kind == "bool" => true.into(),
                 _ if kind.starts_with("list(") => kind[5..].split('|').next().unwrap().into(),
                 place => place.into(),
@@ -242,6 +247,10 @@ fn the_apps_form_is_the_programs_configuration() {
     let all = check(&filled("", &app["schema"]));
     assert!(all.contains("broker mqtts://broker:8883 as user username with a password"), "{all}");
     assert!(all.contains("pack id \"name\": port at 300 baud, every 5s"), "{all}");
+    for name in Quantity::ALL.map(|(_, name, ..)| name) {
+        assert!(all.contains(&format!("{name} is not sent when it changes by less than 0.")), "{all}");
+        assert!(all.contains(&format!("{name} is sent every 30s at most")), "{all}");
+    }
 
     // As it is when a device has been picked and nothing else touched.
     let mut fresh = serde_json::to_value(&app["options"]).unwrap();

@@ -230,6 +230,32 @@ async fn only_what_changes_is_published() {
 }
 
 #[tokio::test]
+async fn noise_within_the_dead_band_is_not_published_and_a_protection_always_is() {
+    let broker = Broker::start().await;
+    let directory = scratch("dead-band");
+    let answers = Answers::new(&HOUSE);
+    let board = Board::start(answers.clone(), None, WIRE);
+    let config = config(&broker, &[("house", &board.port)]) + "dead_band: {cell_voltage: 0.003}\n";
+    let _program = Program::start(&directory, &config);
+    let retained = announced(&broker, "house", &keys(8, 2)).await;
+
+    let listener = Listener::start(broker.address).await;
+    eventually("the retained ones", || (listener.messages().len() >= retained.len()).then_some(())).await;
+    listener.clear();
+    answers.change(4, |data| data[1] = 0x06); // cell 1: 3.332 → 3.334 V
+    answers.change(4, |data| data[5] = 0x06); // cell 3: 3.332 → 3.334 V
+    answers.wait_for_polls(3).await;
+    assert_eq!(heard(&listener), [] as [String; 0]);
+
+    answers.change(3, |data| data[17] = 0x01); // cell overvoltage
+    listener.wait_for("bms2mqtt/house/protections", "cell_overvoltage").await;
+    let heard = heard(&listener);
+    for value in ["cell_1_voltage 3.334", "cell_3_voltage 3.334", "cell_overvoltage ON", "problem ON"] {
+        assert!(heard.contains(&format!("bms2mqtt/house/{value}")), "{value}: {heard:?}");
+    }
+}
+
+#[tokio::test]
 async fn home_assistants_birth_brings_everything_again() {
     let broker = Broker::start().await;
     let directory = scratch("birth");

@@ -10,6 +10,7 @@ use crate::home_assistant::discovery::ID_PREFIX;
 use crate::link::Address;
 use crate::mqtt::access::{Access, Whereabouts};
 use crate::mqtt::endpoint::{Endpoint, Login};
+use crate::pack::damping::Quantity;
 
 pub fn run(config: &Config) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
@@ -27,7 +28,7 @@ pub fn run(config: &Config) -> Result<(), Failure> {
 
 /// What is configured, a line for each thing. Never a password.
 pub fn describe(config: &Config) -> String {
-    let Config { access, names, packs, state_dir, console, .. } = config;
+    let Config { access, names, packs, state_dir, damping, console, .. } = config;
     let mut text = String::new();
     // Writing to a String cannot fail.
     let mut line = |what: std::fmt::Arguments<'_>| {
@@ -45,6 +46,18 @@ pub fn describe(config: &Config) -> String {
             line(format_args!("no discovery"));
         }
         line(format_args!("energy totals and last protections in {}", state_dir.display()));
+        for (rule, (_, name, unit, _)) in damping.0.iter().zip(Quantity::ALL) {
+            if rule.dead_band.digits() > 0 {
+                line(format_args!(
+                    "{name} is not sent when it changes by less than {} {unit}",
+                    rule.dead_band
+                ));
+            }
+            if !rule.minimum_interval.is_zero() {
+                let interval = humantime::format_duration(rule.minimum_interval);
+                line(format_args!("{name} is sent every {interval} at most"));
+            }
+        }
     }
     for Pack { name, address, interval, json_topic, .. } in packs {
         let every = humantime::format_duration(*interval);

@@ -110,6 +110,8 @@ struct Yaml {
     home_assistant: YamlHomeAssistant,
     packs: Vec<YamlPack>,
     state_dir: Option<String>,
+    dead_band: YamlQuantities,
+    minimum_interval: YamlQuantities,
 }
 
 #[derive(Deserialize, Default)]
@@ -148,6 +150,16 @@ struct YamlPack {
     interval: Option<String>,
     offline_after: Option<String>,
     json_topic: Option<String>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct YamlQuantities {
+    voltage: Option<String>,
+    current: Option<String>,
+    remaining_capacity: Option<String>,
+    cell_voltage: Option<String>,
+    temperature: Option<String>,
 }
 
 fn read_yaml(path: &Path, text: &str) -> Result<Settings, Error> {
@@ -199,6 +211,17 @@ fn read_yaml(path: &Path, text: &str) -> Result<Settings, Error> {
         }
     }
     add("state_dir".to_owned(), yaml.state_dir);
+    for (kind, quantities) in [("dead_band", yaml.dead_band), ("minimum_interval", yaml.minimum_interval)] {
+        for (key, text) in [
+            ("voltage", quantities.voltage),
+            ("current", quantities.current),
+            ("remaining_capacity", quantities.remaining_capacity),
+            ("cell_voltage", quantities.cell_voltage),
+            ("temperature", quantities.temperature),
+        ] {
+            add(format!("{kind}.{key}"), text);
+        }
+    }
     Ok(settings)
 }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::home_assistant::language::Language;
 use crate::link::Address;
+use crate::pack::decimal::Decimal;
 
 #[derive(Debug)]
 pub struct Problem {
@@ -107,6 +108,19 @@ pub fn duration(text: &str, [least, most]: [Duration; 2]) -> Result<Duration, Pr
         return Err(Problem::new(format!("\"{text}\" is out of range"), right));
     }
     Ok(duration)
+}
+
+/// What is to be taken for noise, in the unit and to the decimals of the quantity.
+pub fn dead_band(text: &str, unit: &str, places: u8) -> Result<Decimal, Problem> {
+    let step = Decimal::new(1, places);
+    let digits = text.parse::<f64>().ok().map(|band| band / step.to_f64());
+    // Whatever the binary fraction of 0.003 is, it is no more than this away.
+    let whole =
+        digits.filter(|digits| (1.0..=1e6).contains(digits) && (digits - digits.round()).abs() < 1e-6);
+    whole.map(|digits| Decimal::new(digits.round() as i64, places)).ok_or_else(|| {
+        let right = format!("write a number of {unit} in steps of {step}, or leave the key out");
+        Problem::new(format!("\"{text}\" is no dead band"), right)
+    })
 }
 
 /// A serial port's path, or `tcp://host:port`.

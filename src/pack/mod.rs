@@ -1,6 +1,7 @@
 //! What a battery is, whatever its protocol.
 
 pub mod alarms;
+pub mod damping;
 pub mod decimal;
 pub mod energy;
 pub mod forecast;

@@ -1,0 +1,226 @@
+//! Changes that a user does not want to have sent, because they are small or come too often: for slow brokers, and for
+//! disks that every change wears.
+//!
+//! Measured values are held, and what follows from them (power, minimum, delta …) follows from what is shown, so that
+//! all of it fits together. Flags, protections, the state of charge and counters are never held, and neither is
+//! anything while there is more to tell than noise.
+
+use std::time::Duration;
+
+use super::decimal::Decimal;
+use super::reading::Reading;
+
+/// What can be damped: all values of a kind together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Quantity {
+    Voltage,
+    Current,
+    RemainingCapacity,
+    CellVoltage,
+    Temperature,
+}
+
+impl Quantity {
+    /// Each with its name, unit and decimals.
+    pub const ALL: [(Quantity, &'static str, &'static str, u8); 5] = [
+        (Quantity::Voltage, "voltage", "V", 2),
+        (Quantity::Current, "current", "A", 2),
+        (Quantity::RemainingCapacity, "remaining_capacity", "Ah", 2),
+        (Quantity::CellVoltage, "cell_voltage", "V", 3),
+        (Quantity::Temperature, "temperature", "°C", 1),
+    ];
+}
+
+/// How a quantity is damped; the default is not at all.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Rule {
+    /// A value that differs by less than this from the one shown is not shown; with the decimals of its quantity.
+    pub dead_band: Decimal,
+    /// After a value was shown, no other of its kind is for so long.
+    pub minimum_interval: Duration,
+}
+
+/// The rules, in the order of [`Quantity::ALL`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Damping(pub [Rule; Quantity::ALL.len()]);
+
+/// What is shown of one pack.
+#[derive(Debug)]
+pub struct Shown {
+    damping: Damping,
+    reading: Option<Reading>,
+    /// When a quantity was last shown anew.
+    renewed: [Duration; Quantity::ALL.len()],
+}
+
+impl Shown {
+    pub fn new(damping: Damping) -> Shown {
+        Shown { damping, reading: None, renewed: Default::default() }
+    }
+
+    /// What is to be shown after this reading. `now` is of any clock that does not go back.
+    pub fn after(&mut self, mut reading: Reading, now: Duration) -> Reading {
+        if self.damping == Damping::default() {
+            return reading;
+        }
+        match self.reading.take().filter(|shown| differs_by_numbers_only(shown, &reading)) {
+            Some(shown) => self.hold(&shown, &mut reading, now),
+            None => self.renewed = [now; Quantity::ALL.len()],
+        }
+        self.reading.insert(reading).clone()
+    }
+
+    fn hold(&mut self, shown: &Reading, reading: &mut Reading, now: Duration) {
+        self.hold_values(Quantity::CellVoltage, &shown.cells, &mut reading.cells, now);
+        if let (Some(shown), Some(totals)) = (&shown.totals, &mut reading.totals) {
+            self.hold_values(Quantity::Temperature, &shown.temperatures, &mut totals.temperatures, now);
+            for (quantity, shown, value) in [
+                (Quantity::Voltage, shown.voltage, &mut totals.voltage),
+                (Quantity::Current, shown.current, &mut totals.current),
+                (Quantity::RemainingCapacity, shown.remaining_capacity, &mut totals.remaining_capacity),
+            ] {
+                self.hold_values(quantity, &[shown], std::slice::from_mut(value), now);
+            }
+        }
+    }
+
+    fn hold_values(&mut self, quantity: Quantity, shown: &[Decimal], values: &mut [Decimal], now: Duration) {
+        let Rule { dead_band, minimum_interval } = self.damping.0[quantity as usize];
+        let too_early = now.saturating_sub(self.renewed[quantity as usize]) < minimum_interval;
+        for (value, shown) in values.iter_mut().zip(shown) {
+            let change = (value.digits() - shown.digits()).abs();
+            if too_early || change < dead_band.digits() {
+                *value = *shown;
+            } else if change > 0 {
+                self.renewed[quantity as usize] = now;
+            }
+        }
+    }
+}
+
+/// While a protection is active or one ends, when the current turns, and when a value begins or ceases to be doubtful,
+/// everything is shown as it was read.
+fn differs_by_numbers_only(shown: &Reading, reading: &Reading) -> bool {
+    let kind = |reading: &Reading| {
+        let totals = reading.totals.as_ref();
+        let totals = totals.map(|totals| (totals.protections, totals.mode(), totals.temperatures.len()));
+        (totals, reading.cells.len(), reading.doubts())
+    };
+    let protected = reading.totals.as_ref().is_some_and(|totals| !totals.protections.is_empty());
+    !protected && kind(shown) == kind(reading)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pack::protection::Protections;
+    use crate::pack::reading::Totals;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn damped(quantity: Quantity, dead_band: i64, minimum_interval: Duration) -> Shown {
+        let places = Quantity::ALL[quantity as usize].3;
+        let mut damping = Damping::default();
+        damping.0[quantity as usize] = Rule { dead_band: Decimal::new(dead_band, places), minimum_interval };
+        Shown::new(damping)
+    }
+
+    fn reading(current: i64, millivolts: &[i64]) -> Reading {
+        let totals = Totals {
+            current: Decimal::new(current, 2),
+            cell_count: millivolts.len() as u8,
+            ..Totals::default()
+        };
+        let cells = millivolts.iter().map(|&mv| Decimal::new(mv, 3)).collect();
+        Reading { totals: Some(totals), cells }
+    }
+
+    fn cells(reading: &Reading) -> Vec<i64> {
+        reading.cells.iter().map(|voltage| voltage.digits()).collect()
+    }
+
+    #[test]
+    fn quantities_stand_in_their_own_order() {
+        for (place, (quantity, ..)) in Quantity::ALL.into_iter().enumerate() {
+            assert_eq!(quantity as usize, place);
+        }
+    }
+
+    #[test]
+    fn noise_stays_within_the_band_and_a_drift_does_not() {
+        let mut shown = damped(Quantity::CellVoltage, 3, Duration::ZERO);
+        for (read, expected) in [
+            ([3300, 3310], [3300, 3310]),
+            ([3302, 3308], [3300, 3310]), // noise
+            ([3303, 3309], [3303, 3310]), // 3 mV is no noise
+            ([3301, 3313], [3303, 3313]),
+            ([3300, 3313], [3300, 3313]),
+        ] {
+            assert_eq!(cells(&shown.after(reading(0, &read), SECOND)), expected, "{read:?}");
+        }
+    }
+
+    #[test]
+    fn after_the_interval_the_newest_value_is_shown() {
+        let mut shown = damped(Quantity::CellVoltage, 0, 10 * SECOND);
+        for (second, read, expected) in [
+            (100, [3300, 3310], [3300, 3310]),
+            (105, [3200, 3310], [3300, 3310]),
+            (109, [3100, 3310], [3300, 3310]),
+            (110, [3000, 3310], [3000, 3310]),
+            (115, [3000, 3311], [3000, 3310]),
+            (120, [3000, 3311], [3000, 3311]),
+            (140, [3000, 3311], [3000, 3311]),
+            (141, [3000, 3312], [3000, 3312]),
+        ] {
+            assert_eq!(cells(&shown.after(reading(0, &read), second * SECOND)), expected, "second {second}");
+        }
+    }
+
+    #[test]
+    fn with_a_protection_or_a_turn_of_the_current_everything_is_as_it_was_read() {
+        let mut shown = damped(Quantity::CellVoltage, 100, 1000 * SECOND);
+        let protected = |millivolts| {
+            let mut reading = reading(0, &[millivolts]);
+            reading.totals.as_mut().unwrap().protections = Protections::from_bits(1);
+            reading
+        };
+        for (read, expected) in [
+            (reading(0, &[3600]), 3600),
+            (reading(0, &[3650]), 3600),
+            (protected(3651), 3651),
+            (protected(3652), 3652),
+            (reading(0, &[3649]), 3649), // it has ended
+            (reading(0, &[3640]), 3649),
+            (reading(-5, &[3641]), 3641),
+            (reading(-6, &[3640]), 3641),
+        ] {
+            assert_eq!(cells(&shown.after(read.clone(), SECOND)), [expected], "{read:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_doubtful_or_not_there_any_more_shows_at_once() {
+        let mut shown = damped(Quantity::Temperature, 0, 1000 * SECOND);
+        let warm = |tenths: i64| {
+            let totals =
+                Totals { temperatures: [Decimal::new(tenths, 1)].into_iter().collect(), ..Totals::default() };
+            Reading { totals: Some(totals), ..Reading::default() }
+        };
+        for (read, expected) in [(warm(200), warm(200)), (warm(210), warm(200)), (warm(-2731), warm(-2731))] {
+            assert_eq!(shown.after(read, SECOND), expected);
+        }
+        assert_eq!(shown.after(Reading::default(), SECOND), Reading::default());
+    }
+
+    #[test]
+    fn what_is_not_damped_passes() {
+        let mut shown = damped(Quantity::CellVoltage, 100, 1000 * SECOND);
+        shown.after(reading(100, &[3300]), SECOND);
+        let next = shown.after(reading(101, &[3301]), SECOND);
+        assert_eq!(
+            (next.totals.unwrap().current, next.cells[0]),
+            (Decimal::new(101, 2), Decimal::new(3300, 3))
+        );
+    }
+}
