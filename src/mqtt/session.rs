@@ -122,9 +122,34 @@ impl Publisher {
 /// What the publisher needs to know of the event loop.
 enum Happened {
     Connected,
-    Received(Publish),
+    Received(Received),
     /// Also by the broker's closing after our own DISCONNECT.
     Ended(Box<ConnectionError>),
+}
+
+/// What the publisher needs to know of a message. While it announces hundreds of configs, they all come back, and wait
+/// here until it is done: so not the texts.
+struct Received {
+    topic: String,
+    retained: bool,
+    payload: Payload,
+}
+
+enum Payload {
+    Empty,
+    Online,
+    Else,
+}
+
+impl From<Publish> for Received {
+    fn from(publish: Publish) -> Received {
+        let payload = match &publish.payload[..] {
+            [] => Payload::Empty,
+            online if online == ONLINE.as_bytes() => Payload::Online,
+            _ => Payload::Else,
+        };
+        Received { topic: publish.topic, retained: publish.retain, payload }
+    }
 }
 
 /// Polls the event loop and waits for nothing else: the channel is unbounded because what comes in is only what is
@@ -133,7 +158,7 @@ async fn pump(mut event_loop: EventLoop, happened: mpsc::UnboundedSender<Happene
     loop {
         let what = match event_loop.poll().await {
             Ok(Event::Incoming(Packet::ConnAck(_))) => Happened::Connected,
-            Ok(Event::Incoming(Packet::Publish(publish))) => Happened::Received(publish),
+            Ok(Event::Incoming(Packet::Publish(publish))) => Happened::Received(publish.into()),
             Ok(_) => continue,
             Err(error) => Happened::Ended(Box::new(error)),
         };
@@ -263,27 +288,27 @@ impl<'a> Session<'a> {
 
     /// Does what happened change what is to be sent?
     async fn happened(&mut self, event: Happened) -> Result<bool, Failed> {
-        let publish = match event {
+        let Received { topic, retained, payload } = match event {
             Happened::Ended(error) => return Err(Failed::Lost(Some(error))),
             Happened::Connected => return Ok(false),
-            Happened::Received(publish) => publish,
+            Happened::Received(received) => received,
         };
-        if publish.topic == self.birth_topic {
-            let born = publish.payload == ONLINE.as_bytes();
+        if topic == self.birth_topic {
+            let born = matches!(payload, Payload::Online);
             if born {
                 info!("Home Assistant has started: announcing everything again");
                 self.sent.forget_payloads();
             }
             return Ok(born);
         }
-        let Some(pack) = self.names.pack_of(&publish.topic) else {
+        let Some(pack) = self.names.pack_of(&topic) else {
             return Ok(false);
         };
         let ours = self.feeds.iter().any(|feed| feed.name.id == pack);
-        if !publish.retain {
+        if !retained {
             // Mostly our own message that comes back. But somebody may have emptied the broker, or another bridge
             // may have taken this pack for a leftover of its own.
-            let wiped = ours && publish.payload.is_empty() && publish.topic == self.names.availability(pack);
+            let wiped = ours && matches!(payload, Payload::Empty) && topic == self.names.availability(pack);
             if wiped {
                 warn!("somebody has removed the topics of pack {pack}: announcing everything again");
                 self.sent.forget_payloads();
@@ -295,7 +320,7 @@ impl<'a> Session<'a> {
             || self.former.iter().any(|former| former == pack)
             || self.read_back.contains(&self.names.leftover_filters(pack)[0]);
         if !known {
-            if publish.payload == ONLINE.as_bytes() {
+            if matches!(payload, Payload::Online) {
                 warn!(
                     "pack {pack} at this base topic is not ours: another bridge needs a base_topic of its own; \
                      if it is a leftover, remove its retained messages"
@@ -306,16 +331,17 @@ impl<'a> Session<'a> {
             info!("removing what pack {pack} of an earlier configuration has left at the broker");
             self.read_back(filters.into()).await?;
         }
-        self.sent.found(publish.topic);
+        self.sent.found(topic);
         Ok(true)
     }
 
     async fn send_changes(&mut self, states: &mut States, stopping: bool) -> Result<(), ClientError> {
-        let (messages, lines) = {
+        let (changes, lines) = {
             let states = states.borrow_and_update();
             (self.sent.difference(&states, stopping), new_lines(self.feeds, &states, &mut self.lines))
         };
-        for Message { topic, payload, confirmed } in messages {
+        for change in changes {
+            let Message { topic, payload, confirmed } = self.sent.message(change, &states.borrow());
             let qos = if confirmed { QoS::AtLeastOnce } else { QoS::AtMostOnce };
             self.client.publish(topic, qos, true, payload).await?;
         }

@@ -98,10 +98,18 @@ impl Names {
     }
 }
 
-/// A place at the broker, not yet put into words: cheap to make and to look up for every value at every change.
-/// Ordered as things are said: configs, then availability, then values.
+/// What is to be said, not yet put into words: an announcement is a thousand bytes for each of hundreds of entities, so
+/// the text of each is made when its turn comes.
+#[derive(Debug)]
+pub enum Change {
+    Say(Place, Content),
+    TakeAway(String),
+}
+
+/// A place at the broker: cheap to make and to look up for every value at every change. Ordered as things are said:
+/// configs, then availability, then values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-enum Place {
+pub enum Place {
     BridgeConfig,
     Config(Spot),
     BridgeAvailability,
@@ -112,7 +120,7 @@ enum Place {
 
 /// One entity of one pack, by its place in the catalogue. As small as it can be: each value of each pack has two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-struct Spot {
+pub struct Spot {
     pack: u16,
     entity: u8,
     /// A board tells at most 255 of anything.
@@ -139,9 +147,9 @@ impl Spot {
     }
 }
 
-/// What stands at a place, not yet put into words. Equal contents print the same.
+/// What stands at a place. Equal contents print the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Content {
+pub enum Content {
     /// Of all that a config says only this can change during a session: a fingerprint of what the board says of itself.
     Config(u64),
     Online(bool),
@@ -217,30 +225,30 @@ impl Sent {
     }
 
     /// What is to be sent so that what is wanted stands at the broker; from then on counted as sent.
-    pub fn difference(&mut self, states: &[PackState], stopping: bool) -> Vec<Message> {
+    pub fn difference(&mut self, states: &[PackState], stopping: bool) -> Vec<Change> {
         let wanted = wanted(&self.names, states, stopping);
-        let mut changes = self.take_away(&wanted, states);
+        let mut changes: Vec<Change> =
+            self.take_away(&wanted, states).into_iter().map(Change::TakeAway).collect();
         let mut returns = Vec::new();
         for (place, content) in wanted {
             let before = self.standing.insert(place, Some(content)).flatten();
             if before == Some(content) {
                 continue;
             }
-            let message = self.message(place, content, states);
             // A pack that comes back has its values in place before it is available: else what it had when it
             // went would count for a moment as its state now.
             if (before, content) == (Some(Content::Online(false)), Content::Online(true)) {
-                returns.push(message);
+                returns.push(Change::Say(place, content));
             } else {
-                changes.push(message);
+                changes.push(Change::Say(place, content));
             }
         }
         changes.extend(returns);
         changes
     }
 
-    /// Forgets what stands and is wanted no more, and says how it is taken away.
-    fn take_away(&mut self, wanted: &[(Place, Content)], states: &[PackState]) -> Vec<Message> {
+    /// Forgets what stands and is wanted no more: the topics to be emptied.
+    fn take_away(&mut self, wanted: &[(Place, Content)], states: &[PackState]) -> Vec<String> {
         let standing_too = wanted.iter().filter(|(place, _)| self.standing.contains_key(place)).count();
         let mut gone = Vec::new();
         if standing_too < self.standing.len() {
@@ -263,7 +271,22 @@ impl Sent {
         topics.extend::<Vec<String>>(gone);
         // An entity goes before its value does: else Home Assistant complains of a time or a mode that is empty.
         topics.sort_by_key(|topic| !topic.ends_with("/config"));
-        topics.into_iter().map(|topic| Message { topic, payload: String::new(), confirmed: true }).collect()
+        topics
+    }
+
+    /// Puts a change into words. A config says of the board what is known now.
+    pub fn message(&self, change: Change, states: &[PackState]) -> Message {
+        let (place, content) = match change {
+            Change::Say(place, content) => (place, content),
+            Change::TakeAway(topic) => return Message { topic, payload: String::new(), confirmed: true },
+        };
+        let payload = match (place, content) {
+            (_, Content::Value(value)) => value.to_string(),
+            (_, Content::Online(online)) => if online { ONLINE } else { OFFLINE }.to_owned(),
+            (Place::Config(spot), Content::Config(_)) => self.entity_config(spot, &states[spot.pack()]),
+            (_, Content::Config(_)) => self.with_bridge(bridge_config),
+        };
+        Message { topic: self.topic(place), payload, confirmed: !matches!(place, Place::Value(_)) }
     }
 
     /// Where something of ours can stand that is called so.
@@ -307,16 +330,6 @@ impl Sent {
 
     fn pack(&self, spot: Spot) -> &PackName {
         &self.packs[spot.pack()]
-    }
-
-    fn message(&self, place: Place, content: Content, states: &[PackState]) -> Message {
-        let payload = match (place, content) {
-            (_, Content::Value(value)) => value.to_string(),
-            (_, Content::Online(online)) => if online { ONLINE } else { OFFLINE }.to_owned(),
-            (Place::Config(spot), Content::Config(_)) => self.entity_config(spot, &states[spot.pack()]),
-            (_, Content::Config(_)) => self.with_bridge(bridge_config),
-        };
-        Message { topic: self.topic(place), payload, confirmed: !matches!(place, Place::Value(_)) }
     }
 
     fn entity_config(&self, spot: Spot, state: &PackState) -> String {
@@ -392,11 +405,14 @@ mod tests {
     }
 
     fn changes(sent: &mut Sent, state: &PackState) -> Vec<(String, String)> {
-        said(sent.difference(std::slice::from_ref(state), false))
+        said(sent, state, false)
     }
 
-    fn said(messages: Vec<Message>) -> Vec<(String, String)> {
-        messages.into_iter().map(|message| (message.topic, message.payload)).collect()
+    fn said(sent: &mut Sent, state: &PackState, stopping: bool) -> Vec<(String, String)> {
+        let states = std::slice::from_ref(state);
+        let changes = sent.difference(states, stopping);
+        let messages = changes.into_iter().map(|change| sent.message(change, states));
+        messages.map(|message| (message.topic, message.payload)).collect()
     }
 
     fn topics(changes: &[(String, String)]) -> Vec<&str> {
@@ -463,7 +479,7 @@ mod tests {
     fn stopping_says_offline_and_nothing_else() {
         let mut sent = nothing_sent();
         changes(&mut sent, &cells(&[3300]));
-        let last = said(sent.difference(&[cells(&[3300])], true));
+        let last = said(&mut sent, &cells(&[3300]), true);
         let last: Vec<_> = last.iter().map(|(topic, payload)| (topic.as_str(), payload.as_str())).collect();
         assert_eq!(
             last,
@@ -567,9 +583,9 @@ mod tests {
         let mut sent = nothing_sent();
         changes(&mut sent, &cells(&[3300]));
         sent.names.discovery = false;
-        let said = sent.difference(&[cells(&[3300])], false);
+        let said = changes(&mut sent, &cells(&[3300]));
         assert!(!said.is_empty());
-        assert!(said.iter().all(|message| message.topic.ends_with("/config") && message.payload.is_empty()));
+        assert!(said.iter().all(|(topic, payload)| topic.ends_with("/config") && payload.is_empty()));
     }
 
     #[test]
