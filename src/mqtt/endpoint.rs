@@ -17,7 +17,10 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{AlertDescription, CertificateError, ClientConfig, RootCertStore};
 
 /// Requests that wait for the event loop; more are held back until it has sent some.
-const QUEUE: usize = 32;
+const QUEUE: usize = 16;
+/// So many configs may wait for their acknowledgement, each with its text in memory. Fewer would make an announcement
+/// over a slow network slower: it takes one way there and back for each so many.
+const IN_FLIGHT: u16 = 32;
 /// The largest packet either way: a config is about 1 KB, a foreign retained message may be anything.
 const LARGEST_PACKET: usize = 256 * 1024;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -89,6 +92,7 @@ impl Endpoint {
     ) -> Result<(AsyncClient, EventLoop), String> {
         let mut options = MqttOptions::new(client_id, &self.host, self.port);
         options.set_keep_alive(keep_alive);
+        options.set_inflight(IN_FLIGHT);
         options.set_max_packet_size(LARGEST_PACKET, LARGEST_PACKET);
         options.set_last_will(will);
         if let Some(Login { username, password }) = &self.login {
