@@ -56,10 +56,10 @@ mod tests {
             current: -5,
             balancing: 0b10,
             protections: 0x1001,
-            temperatures: vec![2730],
+            temperatures: vec![2730].into(),
             ..BasicInfo::default()
         };
-        let cells = CellVoltages(vec![3300, 3310]);
+        let cells = CellVoltages(vec![3300, 3310].into());
         assert_eq!(
             json_line(Some(&reading(Some(&info), Some(&cells)))),
             r#"{"BMS_status":1,"Vbat":6.61,"Abat":-0.05,"AhBat":0.0,"AhTyp":0.0,"FET_stat":0,"RSOC":0,"Vbank0":3.300,"Balans0":0,"Vbank1":3.310,"Balans1":1,"Temp0":-0.10,"Protect":"cell_overvoltage,mosfet_software_lock"}"#

@@ -18,7 +18,7 @@ use crate::memory::Memory;
 use crate::pack::damping::{Damping, Shown};
 use crate::pack::forecast::Forecaster;
 use crate::pack::reading::Reading;
-use crate::pack::state::{JsonLine, LineStatistics, PackState};
+use crate::pack::state::{Identity, JsonLine, LineStatistics, PackState};
 
 /// So often in a row a board must keep back a part of a reading before it counts as one that does not have it. What it
 /// has once told it has: then a poll without it is a bad one.
@@ -198,11 +198,11 @@ impl Poller<'_> {
         // Last, so that what is counted and reckoned comes of what was read.
         let reading = self.shown.after(reading, now - self.started);
         self.change(|state| {
-            state.answering = Some(true);
-            state.reading = Some(reading);
-            state.forecast = forecast;
-            state.remembered = remembered;
-            state.json_line = json_line;
+            set(&mut state.answering, Some(true))
+                | set(&mut state.reading, Some(reading))
+                | set(&mut state.forecast, forecast)
+                | set(&mut state.remembered, remembered)
+                | set(&mut state.json_line, json_line)
         });
         self.ask_what_seldom_changes(now).await.map_err(Failure::Board)
     }
@@ -221,9 +221,9 @@ impl Poller<'_> {
         self.counters_after = Some(now + COUNTERS);
         // What was told once stays, should the line have swallowed it this time.
         self.change(|state| {
-            let identity = state.identity.get_or_insert_default();
-            identity.model = name.or(identity.model.take());
-            state.counters = counters.or(state.counters.take());
+            let known = state.identity.as_ref().and_then(|identity| identity.model.clone());
+            set(&mut state.identity, Some(Identity { model: name.or(known) }))
+                | (counters.is_some() && set(&mut state.counters, counters))
         });
         Ok(())
     }
@@ -243,7 +243,7 @@ impl Poller<'_> {
         let due = self.statistics_after.is_none_or(|due| now >= due);
         if due || went_wrong(&self.line) != went_wrong(&before) {
             self.statistics_after = Some(now + STATISTICS);
-            self.change(|state| state.line = Some(self.line));
+            self.change(|state| set(&mut state.line, Some(self.line)));
         }
         if now >= self.report_after {
             self.report_after = now + REPORT;
@@ -271,12 +271,12 @@ impl Poller<'_> {
         let json_line =
             self.pack.json_topic.is_some().then(|| JsonLine { poll: self.line.polls, text: json_line(None) });
         self.change(|state| {
-            if gone {
-                state.answering = Some(false);
+            let went = gone && {
                 // A pack that is not there has at least its connection to show.
-                state.identity.get_or_insert_default();
-            }
-            state.json_line = json_line;
+                let identity = state.identity.clone().unwrap_or_default();
+                set(&mut state.answering, Some(false)) | set(&mut state.identity, Some(identity))
+            };
+            set(&mut state.json_line, json_line) | went
         });
         // One bad poll is in the hourly count; the same trouble again every few seconds would bury everything else.
         let (complaint, worth_a_line) = match failure {
@@ -297,13 +297,17 @@ impl Poller<'_> {
         }
     }
 
-    /// Changes this pack's state, and wakes the publisher only if it is another then.
-    fn change(&self, change: impl FnOnce(&mut PackState)) {
-        self.desk.states.send_if_modified(|states| {
-            let state = &mut states[self.desk.place];
-            let before = state.clone();
-            change(state);
-            *state != before
-        });
+    /// Changes this pack's state, and wakes the publisher only if `change` says that it is another then.
+    fn change(&self, change: impl FnOnce(&mut PackState) -> bool) {
+        self.desk.states.send_if_modified(|states| change(&mut states[self.desk.place]));
     }
+}
+
+/// Puts the value in its place. Is it another one?
+fn set<T: PartialEq>(place: &mut T, value: T) -> bool {
+    let changed = *place != value;
+    if changed {
+        *place = value;
+    }
+    changed
 }

@@ -63,7 +63,7 @@ impl Pack for Held {
                 }
                 .encode(),
             ),
-            register::CELL_VOLTAGES => Reply::Data(CellVoltages(vec![3000 + place]).encode()),
+            register::CELL_VOLTAGES => Reply::Data(CellVoltages(vec![3000 + place].into()).encode()),
             _ => Reply::Refused(Status::NO_SUCH_REGISTER),
         }
     }

@@ -376,7 +376,7 @@ async fn answer_in_order(
             }
             let data = match request[2] {
                 register::BASIC_INFO => BasicInfo { cycles: number, ..BasicInfo::default() }.encode(),
-                register::CELL_VOLTAGES => CellVoltages(vec![number]).encode(),
+                register::CELL_VOLTAGES => CellVoltages(vec![number].into()).encode(),
                 register::NAME => b"JBD".to_vec(),
                 _ => Counters::default().encode(),
             };

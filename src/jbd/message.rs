@@ -4,6 +4,8 @@
 
 use std::fmt;
 
+use smallvec::SmallVec;
+
 use crate::pack::reading::Counters;
 
 /// Registers that every board lets anybody read.
@@ -13,6 +15,11 @@ pub mod register {
     pub const NAME: u8 = 0x05;
     pub const COUNTERS: u8 = 0xAA;
 }
+
+/// As many as a board may have cells, in place: see [`pack::reading::Cells`](crate::pack::reading::Cells).
+pub type Millivolts = SmallVec<[u16; CellVoltages::MOST]>;
+/// 0.1 K each, up to 8 in place.
+pub type Temperatures = SmallVec<[u16; 8]>;
 
 /// Data that cannot be what its register holds, though length byte and checksum are right.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,7 +67,7 @@ pub struct BasicInfo {
     /// Offset 21.
     pub cell_count: u8,
     /// Offset 23, count at 22: 0.1 K, where 2731 is 0 °C.
-    pub temperatures: Vec<u16>,
+    pub temperatures: Temperatures,
     /// Behind the temperatures, on newer boards only.
     pub tail: Option<Tail>,
 }
@@ -153,7 +160,7 @@ impl BasicInfo {
 ///
 /// The number of cells is what the length says; register 0x03's count may differ.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct CellVoltages(pub Vec<u16>);
+pub struct CellVoltages(pub Millivolts);
 
 impl CellVoltages {
     /// The balance words of register 0x03 have a bit for each of 32 cells.
@@ -274,7 +281,7 @@ mod tests {
     fn basic_info_survives_the_round_trip() {
         let info = BasicInfo::decode(&WITH_TAIL).unwrap();
         assert_eq!(info.current, 203);
-        assert_eq!(info.temperatures, [3129, 2958]);
+        assert_eq!(info.temperatures[..], [3129, 2958]);
         assert_eq!(info.tail.map(|tail| tail.full_charge_capacity), Some(1750));
         assert_eq!(info.encode(), WITH_TAIL);
     }

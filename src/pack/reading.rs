@@ -4,15 +4,22 @@
 
 use std::fmt;
 
+use smallvec::SmallVec;
+
 use super::decimal::{Decimal, divide_rounding};
 use super::protection::Protections;
+
+/// In place up to 32, the most that any board has: a poll asks for no memory.
+pub type Cells = SmallVec<[Decimal; 32]>;
+/// In place up to 8; boards have been seen to have 6.
+pub type Temperatures = SmallVec<[Decimal; 8]>;
 
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Reading {
     /// What the board says of the pack as a whole; `None` where it does not answer that.
     pub totals: Option<Totals>,
     /// Cell voltages in V with three decimals, cell 1 first; empty where the board does not tell them.
-    pub cells: Vec<Decimal>,
+    pub cells: Cells,
 }
 
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -31,7 +38,7 @@ pub struct Totals {
     pub state_of_charge: u8,
     pub cycles: u16,
     /// °C, one decimal.
-    pub temperatures: Vec<Decimal>,
+    pub temperatures: Temperatures,
     pub charge_mosfet: bool,
     pub discharge_mosfet: bool,
     /// The board's own byte that `charge_mosfet` and `discharge_mosfet` come from.

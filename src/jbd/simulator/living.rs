@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::random::Random;
-use crate::jbd::message::{BasicInfo, CellVoltages, Name, Tail, register};
+use crate::jbd::message::{BasicInfo, CellVoltages, Millivolts, Name, Tail, register};
 
 /// Open-circuit voltage of a LiFePO4 cell over its state of charge: flat in the middle, steep at both ends.
 const CHARGES: [f64; 19] =
@@ -422,7 +422,7 @@ impl LivingPack {
         }
     }
 
-    fn millivolts(&self) -> Vec<u16> {
+    fn millivolts(&self) -> Millivolts {
         let cells = self.cells.iter();
         cells.map(|cell| word(cell.voltage(self.rate) * 1000.0)).collect()
     }
@@ -448,7 +448,11 @@ impl LivingPack {
             state_of_charge: (100.0 * self.remaining / self.full).round() as u8,
             mosfets: self.mosfets() | unit_flag,
             cell_count: self.settings.cells,
-            temperatures: self.temperatures.map(|celsius| word(2731.0 + celsius * 10.0)).to_vec(),
+            temperatures: self
+                .temperatures
+                .map(|celsius| word(2731.0 + celsius * 10.0))
+                .into_iter()
+                .collect(),
             tail: Some(Tail {
                 humidity: 45,
                 alarms: 0, // "normally unused" (V11)
@@ -492,7 +496,7 @@ mod tests {
     fn read(pack: &LivingPack) -> (BasicInfo, Vec<u16>) {
         let info = BasicInfo::decode(&pack.data(register::BASIC_INFO).unwrap()).unwrap();
         let cells = CellVoltages::decode(&pack.data(register::CELL_VOLTAGES).unwrap()).unwrap();
-        (info, cells.0)
+        (info, cells.0.into_vec())
     }
 
     /// Half a minute at a time, for ten hours: more than a cycle of the scenario.
