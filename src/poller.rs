@@ -182,7 +182,7 @@ impl Poller<'_> {
         let took = now - began;
         self.line.response_time = Some(took);
         self.line.last_success = Some(SystemTime::now());
-        debug!(pack = self.pack.name.id, "polled in {} ms", took.as_millis());
+        debug!(pack = self.pack.name.id, "polled in {:.2} ms", took.as_secs_f64() * 1000.0);
         let forecast = reading.totals.as_ref().map(|totals| {
             let since_last = self.memory.count(now, totals.power());
             self.memory.see(totals.protections);
