@@ -227,10 +227,8 @@ impl Sent {
     /// What is to be sent so that what is wanted stands at the broker; from then on counted as sent.
     pub fn difference(&mut self, states: &[PackState], stopping: bool) -> Vec<Change> {
         let wanted = wanted(&self.names, states, stopping);
-        let mut changes: Vec<Change> =
-            self.take_away(&wanted, states).into_iter().map(Change::TakeAway).collect();
-        let mut returns = Vec::new();
-        for (place, content) in wanted {
+        let (mut said, mut returns) = (Vec::new(), Vec::new());
+        for &(place, content) in &wanted {
             let before = self.standing.insert(place, Some(content)).flatten();
             if before == Some(content) {
                 continue;
@@ -240,18 +238,17 @@ impl Sent {
             if (before, content) == (Some(Content::Online(false)), Content::Online(true)) {
                 returns.push(Change::Say(place, content));
             } else {
-                changes.push(Change::Say(place, content));
+                said.push(Change::Say(place, content));
             }
         }
-        changes.extend(returns);
-        changes
+        let gone = self.take_away(&wanted, states);
+        gone.into_iter().map(Change::TakeAway).chain(said).chain(returns).collect()
     }
 
-    /// Forgets what stands and is wanted no more: the topics to be emptied.
+    /// Forgets what stands and is wanted no more: the topics to be emptied. All that is wanted counts as standing already.
     fn take_away(&mut self, wanted: &[(Place, Content)], states: &[PackState]) -> Vec<String> {
-        let standing_too = wanted.iter().filter(|(place, _)| self.standing.contains_key(place)).count();
         let mut gone = Vec::new();
-        if standing_too < self.standing.len() {
+        if self.standing.len() > wanted.len() {
             let wanted: HashSet<Place> = wanted.iter().map(|(place, _)| *place).collect();
             gone.extend(
                 self.standing.keys().filter(|&place| !wanted.contains(place) && may_go(*place, states)),
