@@ -2,7 +2,7 @@
 //!
 //! It sleeps until the next poll, writes a request and reads until the answer is complete, for both registers; it
 //! looks at nothing but the length, and tells nobody. It blocks in everything and allocates nothing. Where answers
-//! come in pieces it asks the kernel to wake it when the whole is there, which it knows from the poll before.
+//! come in pieces it sleeps until the whole can be there, which it knows from the poll before.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
@@ -11,9 +11,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use nix::fcntl::OFlag;
-use nix::sys::termios::{
-    BaudRate, SetArg, SpecialCharacterIndices, Termios, cfmakeraw, cfsetspeed, tcgetattr, tcsetattr,
-};
+use nix::sys::termios::{BaudRate, SetArg, cfmakeraw, cfsetspeed, tcgetattr, tcsetattr};
 
 use crate::machine::Result;
 
@@ -41,7 +39,7 @@ pub fn run(port: &str, baud: &str, interval: &str) -> Result<bool> {
     cfsetspeed(&mut settings, speed)?;
     tcsetattr(&port, SetArg::TCSANOW, &settings)?;
 
-    let mut line = Line { port, settings, in_pieces: false };
+    let mut line = Line { port, byte_time: Duration::from_secs(10) / baud.parse()?, in_pieces: false };
     let mut lengths = [0; 2];
     let mut next = Instant::now();
     loop {
@@ -59,7 +57,8 @@ pub fn run(port: &str, baud: &str, interval: &str) -> Result<bool> {
 
 struct Line {
     port: File,
-    settings: Termios,
+    /// Of ten bits.
+    byte_time: Duration,
     /// Has an answer come in pieces?
     in_pieces: bool,
 }
@@ -67,10 +66,10 @@ struct Line {
 impl Line {
     /// The answer's length, given that of the one before.
     fn ask(&mut self, request: &[u8], before: usize) -> Result<usize> {
-        if self.in_pieces && before > 0 {
-            self.wake_at(before.try_into().unwrap_or(u8::MAX))?;
-        }
         self.port.write_all(request)?;
+        if self.in_pieces {
+            sleep(self.byte_time * (request.len() + before) as u32);
+        }
         let mut answer = [0; HEAD + 255 + REST];
         let (mut length, mut reads) = (0, 0);
         while length < HEAD || length < HEAD + usize::from(answer[HEAD - 1]) + REST {
@@ -82,13 +81,5 @@ impl Line {
         }
         self.in_pieces |= reads > 1;
         Ok(length)
-    }
-
-    fn wake_at(&mut self, bytes: u8) -> Result<()> {
-        let least = &mut self.settings.control_chars[SpecialCharacterIndices::VMIN as usize];
-        if std::mem::replace(least, bytes) != bytes {
-            tcsetattr(&self.port, SetArg::TCSANOW, &self.settings)?;
-        }
-        Ok(())
     }
 }

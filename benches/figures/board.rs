@@ -93,7 +93,8 @@ struct State {
     answers: BTreeMap<u8, Vec<u8>>,
     /// The cells, changed.
     other_cells: Vec<u8>,
-    changing: bool,
+    /// From this poll on every answer differs from the one before.
+    change_from: u64,
     changed: bool,
     polls: u64,
     /// From here on silent.
@@ -135,7 +136,7 @@ impl Board {
                 Shared(Arc::new(Mutex::new(State {
                     answers: answers.clone(),
                     other_cells: other_cells.clone(),
-                    changing: false,
+                    change_from: u64::MAX,
                     changed: false,
                     polls: 0,
                     last_poll: u64::MAX,
@@ -172,7 +173,7 @@ impl Board {
 
     /// From now on every poll differs from the one before.
     pub fn change(&self) {
-        self.state.with(|state| state.changing = true);
+        self.state.with(|state| state.change_from = 0);
     }
 
     /// What has been asked and answered since this was last called.
@@ -202,14 +203,18 @@ impl Board {
         })
     }
 
-    /// Answers so many more polls in full, and keeps silent to the next: the program waits for it, and has done exactly
-    /// so much. Returns after how many polls in all.
-    pub fn serve_more_and_hold(&self, polls: u64) -> Result<u64> {
-        let last = self.state.with(|state| {
-            state.last_poll = state.polls + polls;
-            state.last_poll
+    /// Lets the board change for so many polls, from this one on, and be silent to the next question. The program waits
+    /// for it then, and has done exactly so much.
+    pub fn change_and_hold(&self, from: u64, polls: u64) -> Result<()> {
+        let next = from + polls;
+        let in_time = self.state.with(|state| {
+            (state.change_from, state.last_poll) = (from, next - 1);
+            state.polls < from
         });
-        wait_for("polls", || (self.polls() > last).then_some(last))
+        if !in_time {
+            return Err(format!("poll {from} has begun").into());
+        }
+        wait_for("polls", || (self.polls() >= next).then_some(()))
     }
 }
 
@@ -225,7 +230,7 @@ impl Pack for Shared {
             if state.polls > state.last_poll {
                 return Reply::Silent;
             }
-            state.changed ^= register == register::CELL_VOLTAGES && state.changing;
+            state.changed ^= register == register::CELL_VOLTAGES && state.polls >= state.change_from;
             let (changed, asked) = (state.changed, state.last_read);
             state.exchanges.push(Exchange { register, changed, asked, answered: asked });
             match state.answers.get(&register) {

@@ -3,6 +3,9 @@
 //! Two runs differ in nothing but the number of polls, which the board sees to: the difference is what the polls cost.
 //! The program runs as it is, under a processor that counts; so this is the same on a machine that is busy.
 
+use std::thread;
+use std::time::Duration;
+
 use crate::Place;
 use crate::board::Change;
 use crate::machine::{Result, installed};
@@ -12,8 +15,10 @@ use crate::table::{Aim, Cell, Table};
 pub const FIGURES: &str =
     "instructions, allocations, bytes allocated per unchanged, changed poll of 16 cells";
 
-const FEW: u64 = 100;
-const MANY: u64 = 400;
+const FEW: u64 = 10;
+const MANY: u64 = 60;
+/// Long enough for a poll that is slowed down fifty times: two in one would be published once.
+const INTERVAL: Duration = Duration::from_millis(100);
 
 pub fn take(place: &Place, table: &mut Table) -> Result<()> {
     if !installed("valgrind") {
@@ -21,30 +26,24 @@ pub fn take(place: &Place, table: &mut Table) -> Result<()> {
         table.row("instructions and allocations per poll", missing, Aim::None);
         return Ok(());
     }
+    let kinds = [
+        ("unchanged poll", Change::Nothing, place.programs_and_bare()),
+        ("poll, one cell changed", Change::OneCell, place.programs()),
+        ("poll, every cell changed", Change::EveryCell, place.programs()),
+    ];
     for (tool, names) in
         [(Under::Callgrind, ["instructions", ""]), (Under::Memcheck, ["allocations", "bytes allocated"])]
     {
-        let kinds = [
-            ("unchanged poll", Change::Nothing, place.programs_and_bare()),
-            ("poll, one cell changed", Change::OneCell, place.programs()),
-            ("poll, every cell changed", Change::EveryCell, place.programs()),
-        ];
-        let mut runs = Vec::new();
-        for (kind, change, subjects) in &kinds {
-            // Both at once, with everything else that is counted by this tool.
-            let start = |subject: &Subject| -> Result<[Rig; 2]> {
-                let setup = Setup { change: *change, under: tool, ..Setup::unpaced() };
-                Ok([Rig::start(subject, &setup)?, Rig::start(subject, &setup)?])
-            };
-            runs.push((kind, subjects.each(start)?));
+        let mut pairs = Vec::new();
+        for (_, change, subjects) in &kinds {
+            let setup = Setup { change: *change, under: tool, interval: INTERVAL, ..Setup::unpaced() };
+            let pair = |subject: &Subject| Ok([Rig::start(subject, &setup)?, Rig::start(subject, &setup)?]);
+            pairs.push(subjects.each(pair)?);
         }
-        settle(runs.iter().flat_map(|(_, pairs)| pairs.iter().flatten()))?;
-        for (kind, pairs) in runs {
-            let per_poll = pairs.into_each(|[few, many]| {
-                let (few, many) = (total(few, tool, FEW)?, total(many, tool, MANY)?);
-                let polls = (many.polls - few.polls) as f64;
-                Ok([0, 1].map(|place| (many.counts[place] - few.counts[place]) / polls))
-            })?;
+        settle(pairs.iter().flat_map(Of::iter).flatten())?;
+        // Those of one kind at once: more of them, and they would not keep up with their intervals.
+        for ((kind, ..), mut pairs) in kinds.iter().zip(pairs) {
+            let per_poll = per_poll(&mut pairs, tool)?;
             for (place, name) in names.iter().enumerate().filter(|(_, name)| !name.is_empty()) {
                 let cells = per_poll.map(|counts| Cell::count(counts[place]));
                 table.row(format!("{name} per {kind}, answers at once"), cells, Aim::None);
@@ -54,15 +53,28 @@ pub fn take(place: &Place, table: &mut Table) -> Result<()> {
     Ok(())
 }
 
-struct Total {
-    polls: u64,
-    counts: [f64; 2],
+/// What two runs differ in.
+fn per_poll(pairs: &mut Of<[Rig; 2]>, tool: Under) -> Result<Of<[f64; 2]>> {
+    // The same poll for all, which none has come to.
+    let from = pairs.iter().flatten().map(|rig| rig.board().polls()).max().unwrap_or_default() + 3;
+    let run = |[few, many]: &mut [Rig; 2]| -> Result<[f64; 2]> {
+        let (few, many) = thread::scope(|scope| {
+            let many = scope.spawn(|| total(many, tool, from, MANY));
+            (total(few, tool, from, FEW), many.join())
+        });
+        let many = many.map_err(|_| "a thread has panicked")??;
+        let few = few?;
+        Ok([0, 1].map(|place| (many[place] - few[place]) / (MANY - FEW) as f64))
+    };
+    thread::scope(|scope| {
+        let runs = pairs.each_mut(|pair| Ok(scope.spawn(move || run(pair))))?;
+        runs.into_each(|run| run.join().map_err(|_| "a thread has panicked")?)
+    })
 }
 
-/// What a whole run counts in which the board changes for so many polls, and then is silent until the end.
-fn total(mut rig: Rig, tool: Under, polls: u64) -> Result<Total> {
-    rig.board().change();
-    let polls = rig.explain(rig.board().serve_more_and_hold(polls))?;
+/// What a whole run counts in which the board changes for so many polls.
+fn total(rig: &mut Rig, tool: Under, from: u64, polls: u64) -> Result<[f64; 2]> {
+    rig.explain(rig.board().change_and_hold(from, polls))?;
     rig.end()?;
     let text = rig.tool_log();
     let number = |text: &str| text.trim().replace(',', "").parse::<f64>().ok();
@@ -81,5 +93,5 @@ fn total(mut rig: Rig, tool: Under, polls: u64) -> Result<Total> {
         }
     };
     let counts = counts.ok_or_else(|| format!("valgrind does not say what it has counted:\n{text}"));
-    Ok(Total { polls, counts: rig.explain(counts.map_err(Into::into))? })
+    rig.explain(counts.map_err(Into::into))
 }

@@ -17,7 +17,7 @@ use tokio::sync::oneshot;
 
 use crate::support::scratch;
 
-pub type Result<T> = std::result::Result<T, Box<dyn Error>>;
+pub type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
 /// What does not happen within this does not happen. Programs under valgrind are in no hurry, many at once even less.
 const PATIENCE: Duration = Duration::from_secs(60);

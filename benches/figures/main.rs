@@ -140,7 +140,7 @@ fn report(arguments: Vec<String>) -> Result<bool> {
 
     let began = Instant::now();
     let mut table = Table::new(only.clone(), place.before.is_some());
-    let mut complete = true;
+    let (mut complete, mut took) = (true, Vec::new());
     for group in GROUPS {
         let wanted =
             only.as_ref().is_none_or(|word| group.name.contains(word) || group.figures.contains(word));
@@ -148,12 +148,14 @@ fn report(arguments: Vec<String>) -> Result<bool> {
             continue;
         }
         table.group(group.name);
+        let group_began = Instant::now();
         if let Err(error) = (group.take)(&place, &mut table) {
             complete = false;
             eprintln!("{}: {error}", group.name);
         }
+        took.push(format!("{} {}", group.name, group_began.elapsed().as_secs()));
     }
-    println!("\ntaken in {} s", began.elapsed().as_secs());
+    println!("\ntaken in {} s: {}", began.elapsed().as_secs(), took.join(", "));
     for line in &table.above {
         println!("above its bound: {line}");
     }

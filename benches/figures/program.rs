@@ -48,6 +48,14 @@ impl<T> Of<T> {
         })
     }
 
+    pub fn each_mut<'t, U>(&'t mut self, mut work: impl FnMut(&'t mut T) -> Result<U>) -> Result<Of<U>> {
+        Ok(Of {
+            this: work(&mut self.this)?,
+            before: self.before.as_mut().map(&mut work).transpose()?,
+            floor: self.floor.as_mut().map(&mut work).transpose()?,
+        })
+    }
+
     pub fn into_each<U>(self, mut work: impl FnMut(T) -> Result<U>) -> Result<Of<U>> {
         Ok(Of {
             this: work(self.this)?,

@@ -55,10 +55,23 @@ pub fn cannot_trace() -> Option<&'static str> {
     (!tried.is_ok_and(|tried| tried.status.success())).then_some("strace may not trace here")
 }
 
-/// System calls by name of the poll that has the middle number of them.
-pub fn typical_poll(rig: &Rig) -> Result<BTreeMap<String, u64>> {
+/// System calls of a poll, by name.
+pub type Calls = BTreeMap<String, u64>;
+
+/// Of the poll that has the middle number of them: timers end on whole milliseconds, and some polls meet one more.
+fn typical_poll(rig: &Rig) -> Result<Calls> {
+    Ok(polls(rig)?.swap_remove(POLLS / 2))
+}
+
+/// What no poll does without.
+pub fn least_poll(rig: &Rig) -> Result<Calls> {
+    Ok(polls(rig)?.swap_remove(0))
+}
+
+/// The last ones, those with the fewest first.
+fn polls(rig: &Rig) -> Result<Vec<Calls>> {
     let log = rig.tool_log();
-    let mut polls: Vec<BTreeMap<String, u64>> = Vec::new();
+    let mut polls: Vec<Calls> = Vec::new();
     for line in log.lines() {
         // "1234  write(9, …", and of a call that another thread's came into: "1234  <... read resumed>…".
         let Some((_, call)) = line.split_once(' ') else { continue };
@@ -67,7 +80,7 @@ pub fn typical_poll(rig: &Rig) -> Result<BTreeMap<String, u64>> {
             continue;
         }
         if name.starts_with("write") && arguments.contains(REQUEST) {
-            polls.push(BTreeMap::new());
+            polls.push(Calls::new());
         }
         if let Some(poll) = polls.last_mut() {
             *poll.entry(name.to_owned()).or_default() += 1;
@@ -80,5 +93,5 @@ pub fn typical_poll(rig: &Rig) -> Result<BTreeMap<String, u64>> {
     }
     let mut polls = polls.split_off(polls.len() - POLLS);
     polls.sort_by_key(|poll| poll.values().sum::<u64>());
-    Ok(polls.swap_remove(POLLS / 2))
+    Ok(polls)
 }

@@ -71,7 +71,7 @@ pub struct Table {
     pub above: Vec<String>,
 }
 
-const FIGURE: usize = 52;
+const FIGURE: usize = 62;
 const CELL: usize = 24;
 
 impl Table {

@@ -36,8 +36,8 @@ const WORKS: &[Work] = &[
     ("decide what to publish, every cell changed", |times| decide(times, Change::EveryCell)),
 ];
 
-const FEW: usize = 100;
-const MANY: usize = 1100;
+const FEW: usize = 20;
+const MANY: usize = 220;
 
 pub fn take(_: &Place, table: &mut Table) -> Result<()> {
     for (name, _) in WORKS {
