@@ -1,8 +1,9 @@
 //! Figures of the whole program, each beside the least it could be and its aim: `cargo bench --bench figures`.
 //!
 //! A report: it ends with 0 whatever the figures are, and with 1 where one cannot be taken or a *count* is above its
-//! bound. All of it takes about four minutes. It wants Linux, for what a program has used is what `/proc` says of it;
-//! Mosquitto, valgrind and strace are used where they are installed, and a row says so where they are not.
+//! bound. All of it takes four minutes, with `--against` five. It wants Linux, for what a program has used is what
+//! `/proc` says of it; Mosquitto, valgrind and strace are used where they are installed, and a row says so where they
+//! are not.
 //!
 //! ```text
 //! cargo bench --bench figures -- [--against BINARY] [--binary PATH] [--only WORD] [--counts]
@@ -11,7 +12,7 @@
 //! * `--against BINARY` takes the same figures of another build, at the same time or right after: column `before`
 //! * `--binary PATH` takes them of this build instead of the one that Cargo has just made
 //! * `--only WORD` takes only figures whose group or name has the word in it
-//! * `--counts` takes only what can be counted exactly, on any machine and however busy it is, in half a minute
+//! * `--counts` takes only what can be counted exactly, however busy the machine is, in a quarter of a minute
 //!
 //! The column `floor` is what no program could do without: the wire's own time, the broker's own time, or what the
 //! smallest program that asks the same of the same board has used meanwhile (`bare.rs`).
@@ -154,6 +155,9 @@ fn report(arguments: Vec<String>) -> Result<bool> {
             eprintln!("{}: {error}", group.name);
         }
         took.push(format!("{} {}", group.name, group_began.elapsed().as_secs()));
+    }
+    if took.is_empty() {
+        return Err(format!("nothing has \"{}\" in its name", only.unwrap_or_default()).into());
     }
     println!("\ntaken in {} s: {}", began.elapsed().as_secs(), took.join(", "));
     for line in &table.above {

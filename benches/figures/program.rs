@@ -68,6 +68,10 @@ impl<T> Of<T> {
         [Some(&self.this), self.before.as_ref(), self.floor.as_ref()].into_iter().flatten()
     }
 
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {
+        [Some(&mut self.this), self.before.as_mut(), self.floor.as_mut()].into_iter().flatten()
+    }
+
     /// With another floor, or one at all.
     pub fn with_floor(self, floor: T) -> Of<T> {
         Of { floor: Some(floor), ..self }

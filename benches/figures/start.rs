@@ -6,7 +6,7 @@ use crate::Place;
 use crate::board::{BAUD, Battery};
 use crate::broker::Subscriber;
 use crate::machine::Result;
-use crate::program::{Rig, Setup, Subject, Surroundings};
+use crate::program::{Of, Rig, Setup, Subject, Surroundings};
 use crate::table::{Aim, Cell, Table, median};
 
 pub const FIGURES: &str = "start to first value at a subscriber";
@@ -24,7 +24,7 @@ pub fn take(place: &Place, table: &mut Table) -> Result<()> {
     }
     let middle = |times: Vec<Duration>| Cell::millis(median(times));
     let wire = Battery::of(setup.cells)?.wire_time(BAUD);
-    let cells = crate::program::Of {
+    let cells = Of {
         this: middle(rounds.iter().map(|round| round.this).collect()),
         before: place
             .before
