@@ -109,8 +109,8 @@ pub struct Setup {
     /// Is what goes to the broker counted? That is a thread and a socket more on the way.
     pub proxied: bool,
     pub debug: bool,
-    /// More lines of `config.yaml` for each pack, such as `dead_band: 2mV`.
-    pub pack_lines: &'static [&'static str],
+    /// What else stands in `config.yaml`.
+    pub more: &'static str,
 }
 
 impl Setup {
@@ -126,7 +126,7 @@ impl Setup {
             under: Under::Nothing,
             proxied: true,
             debug: false,
-            pack_lines: &[],
+            more: "",
         }
     }
 
@@ -174,11 +174,8 @@ fn config(setup: &Setup, broker: SocketAddr, directory: &Scratch, boards: &[Boar
         let interval = setup.interval.as_millis();
         text += &format!("  - id: {id}\n    port: {}\n    baud: {}\n", board.port, setup.baud);
         text += &format!("    interval: {interval}ms\n");
-        for line in setup.pack_lines {
-            text += &format!("    {line}\n");
-        }
     }
-    text
+    text + setup.more
 }
 
 /// A program at work.

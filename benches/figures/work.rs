@@ -10,7 +10,7 @@ use bms2mqtt::jbd::frame::{Answer, Frame, Parsed, parse};
 use bms2mqtt::jbd::message::{BasicInfo, CellVoltages, register};
 use bms2mqtt::jbd::reading::reading;
 use bms2mqtt::json_line::json_line;
-use bms2mqtt::mqtt::topics::{PackName, Sent, wanted};
+use bms2mqtt::mqtt::topics::{PackName, Sent};
 use bms2mqtt::pack::reading::Reading;
 use bms2mqtt::pack::state::{Identity, PackState};
 
@@ -31,9 +31,9 @@ type Work = (&'static str, fn(usize) -> Result<()>);
 const WORKS: &[Work] = &[
     ("decode both answers of a poll", decode),
     ("print the one-line JSON", print),
-    ("decide what to publish, nothing changed", |times| decide(times, Change::Nothing)),
-    ("decide what to publish, one cell changed", |times| decide(times, Change::OneCell)),
-    ("decide what to publish, every cell changed", |times| decide(times, Change::EveryCell)),
+    ("decide and word what to publish, nothing changed", |times| decide(times, Change::Nothing)),
+    ("decide and word what to publish, one cell changed", |times| decide(times, Change::OneCell)),
+    ("decide and word what to publish, every cell changed", |times| decide(times, Change::EveryCell)),
 ];
 
 const FEW: usize = 20;
@@ -112,11 +112,16 @@ fn decide(times: usize, change: Change) -> Result<()> {
     let states = [state(Change::Nothing)?, state(change)?];
     let names = Config::to_broker(String::new(), 0).names;
     let pack = PackName { id: "bank".to_owned(), name: "Bank".to_owned() };
-    let mut sent = Sent::default();
-    let mut publish = |state: &PackState| sent.difference(&names, wanted(&names, &[(&pack, state)], false));
-    publish(&states[0]);
+    let mut sent = Sent::new(names, vec![pack]);
+    let mut publish = |states: &[PackState]| {
+        for change in sent.difference(states, false) {
+            black_box(sent.message(change, states));
+        }
+    };
+    publish(&states[..1]);
     for time in 0..times {
-        black_box(publish(black_box(&states[(time + 1) % 2])));
+        let place = (time + 1) % 2;
+        publish(black_box(&states[place..=place]));
     }
     Ok(())
 }
