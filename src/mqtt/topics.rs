@@ -3,7 +3,6 @@
 //! renamed pack and the last `offline` are all "wanted minus sent".
 
 use std::collections::hash_map::DefaultHasher;
-use std::collections::{HashMap, HashSet};
 use std::hash::{Hash, Hasher};
 
 use crate::home_assistant::catalogue::{CATALOGUE, Entity, Value};
@@ -106,9 +105,9 @@ pub enum Change {
     TakeAway(String),
 }
 
-/// A place at the broker: cheap to make and to look up for every value at every change. Ordered as things are said:
+/// A place at the broker: cheap to make and to compare for every value at every change. Ordered as things are said:
 /// configs, then availability, then values.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Place {
     BridgeConfig,
     Config(Spot),
@@ -119,7 +118,7 @@ pub enum Place {
 }
 
 /// One entity of one pack, by its place in the catalogue. As small as it can be: each value of each pack has two.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Spot {
     pack: u16,
     entity: u8,
@@ -156,7 +155,8 @@ pub enum Content {
     Value(Value),
 }
 
-/// What should stand at the broker when this is known of the packs. `stopping` makes everything `offline`.
+/// What should stand at the broker when this is known of the packs, in the order of places. `stopping` makes everything
+/// `offline`.
 fn wanted(names: &Names, states: &[PackState], stopping: bool) -> Vec<(Place, Content)> {
     let mut wanted = Vec::new();
     let mut values = Vec::new();
@@ -186,6 +186,7 @@ fn wanted(names: &Names, states: &[PackState], stopping: bool) -> Vec<(Place, Co
         }
     }
     wanted.append(&mut values);
+    debug_assert!(wanted.is_sorted_by_key(|(place, _)| *place));
     wanted
 }
 
@@ -199,26 +200,30 @@ pub struct Sent {
     names: Names,
     /// In the order of the states.
     packs: Vec<PackName>,
-    /// `None` where something stands that is to be said again.
-    standing: HashMap<Place, Option<Content>>,
+    /// In the order of places; `None` where something stands that is to be said again.
+    standing: Vec<(Place, Option<Content>)>,
     /// Topics of ours where nothing of this version and configuration can stand.
     strangers: Vec<String>,
 }
 
 impl Sent {
     pub fn new(names: Names, packs: Vec<PackName>) -> Sent {
-        Sent { names, packs, standing: HashMap::new(), strangers: Vec::new() }
+        Sent { names, packs, standing: Vec::new(), strangers: Vec::new() }
     }
 
     /// Another program may have lost or changed everything: all is to be sent again.
     pub fn forget_payloads(&mut self) {
-        self.standing.values_mut().for_each(|content| *content = None);
+        self.standing.iter_mut().for_each(|(_, content)| *content = None);
     }
 
     /// A retained message of ours was read back from the broker.
     pub fn found(&mut self, topic: String) {
         match self.place_of(&topic) {
-            Some(place) => drop(self.standing.entry(place).or_insert(None)),
+            Some(place) => {
+                if let Err(free) = self.standing.binary_search_by_key(&place, |(stands, _)| *stands) {
+                    self.standing.insert(free, (place, None));
+                }
+            }
             None if self.strangers.contains(&topic) => {}
             None => self.strangers.push(topic),
         }
@@ -227,9 +232,23 @@ impl Sent {
     /// What is to be sent so that what is wanted stands at the broker; from then on counted as sent.
     pub fn difference(&mut self, states: &[PackState], stopping: bool) -> Vec<Change> {
         let wanted = wanted(&self.names, states, stopping);
-        let (mut said, mut returns) = (Vec::new(), Vec::new());
-        for &(place, content) in &wanted {
-            let before = self.standing.insert(place, Some(content)).flatten();
+        let mut standing =
+            std::mem::replace(&mut self.standing, Vec::with_capacity(wanted.len())).into_iter().peekable();
+        let (mut gone, mut said, mut returns) = (self.take_strangers(states), Vec::new(), Vec::new());
+        let mut leave = |sent: &mut Sent, place, content| {
+            if may_go(place, states) {
+                gone.push(sent.topic(place));
+            } else {
+                sent.standing.push((place, content));
+            }
+        };
+        // Both are in the order of places, so one walk along both finds what is new, what is gone and what differs.
+        for (place, content) in wanted {
+            while let Some((place, content)) = standing.next_if(|(stands, _)| *stands < place) {
+                leave(self, place, content);
+            }
+            let before = standing.next_if(|(stands, _)| *stands == place).and_then(|(_, content)| content);
+            self.standing.push((place, Some(content)));
             if before == Some(content) {
                 continue;
             }
@@ -241,34 +260,20 @@ impl Sent {
                 said.push(Change::Say(place, content));
             }
         }
-        let gone = self.take_away(&wanted, states);
+        standing.for_each(|(place, content)| leave(self, place, content));
+        // An entity goes before its value does: else Home Assistant complains of a time or a mode that is empty.
+        gone.sort_by_key(|topic| !topic.ends_with("/config"));
         gone.into_iter().map(Change::TakeAway).chain(said).chain(returns).collect()
     }
 
-    /// Forgets what stands and is wanted no more: the topics to be emptied. All that is wanted counts as standing already.
-    fn take_away(&mut self, wanted: &[(Place, Content)], states: &[PackState]) -> Vec<String> {
-        let mut gone = Vec::new();
-        if self.standing.len() > wanted.len() {
-            let wanted: HashSet<Place> = wanted.iter().map(|(place, _)| *place).collect();
-            gone.extend(
-                self.standing.keys().filter(|&place| !wanted.contains(place) && may_go(*place, states)),
-            );
-            gone.sort_unstable();
-        }
-        let mut topics: Vec<String> = gone.iter().map(|&place| self.topic(place)).collect();
-        for place in &gone {
-            self.standing.remove(place);
-        }
+    fn take_strangers(&mut self, states: &[PackState]) -> Vec<String> {
         let (gone, kept) = std::mem::take(&mut self.strangers).into_iter().partition(|topic| {
             let owner = self.names.pack_of(topic);
             let pack = self.packs.iter().position(|pack| Some(pack.id.as_str()) == owner);
             pack.is_none_or(|pack| is_decided(&states[pack]))
         });
         self.strangers = kept;
-        topics.extend::<Vec<String>>(gone);
-        // An entity goes before its value does: else Home Assistant complains of a time or a mode that is empty.
-        topics.sort_by_key(|topic| !topic.ends_with("/config"));
-        topics
+        gone
     }
 
     /// Puts a change into words. A config says of the board what is known now.
