@@ -18,7 +18,7 @@ use crate::Place;
 use crate::board::Change;
 use crate::machine::{Result, runtime, wait_for};
 use crate::program::{CONFIG, Of, Rig, Setup, Surroundings, Under, settle};
-use crate::syscalls::{cannot_trace, least_poll};
+use crate::syscalls::{cannot_trace, least_work};
 use crate::table::{Aim, Cell, Table, median};
 use crate::traffic;
 
@@ -27,7 +27,9 @@ pub const FIGURES: &str = "count of allocations, packets, bytes, system calls pe
 // What they are today. A change that lowers one lowers its bound; one that must raise it says why.
 /// Of each unchanged poll, answers at once.
 const ALLOCATIONS: f64 = 0.0;
-const SYSTEM_CALLS: f64 = 12.0;
+/// To read and to write, each twice for an answer: to find the line empty, too, and to tell the timer of a new deadline.
+/// How often it waits for more depends on when the bytes meet it, and is not counted.
+const SYSTEM_CALLS: f64 = 8.0;
 /// 16 cells, minimum, maximum and average.
 const PACKETS_OF_EVERY_CELL: f64 = 19.0;
 const BYTES_OF_EVERY_CELL: f64 = 728.0;
@@ -87,10 +89,10 @@ pub fn take(place: &Place, table: &mut Table) -> Result<()> {
     table.row("count of allocations per unchanged poll", Of::only(allocations), Aim::Bound(ALLOCATIONS));
     let calls = match &traced {
         None => Cell::missing(untraceable.unwrap_or_default()),
-        Some(rig) => Cell::count(least_poll(rig)?.values().sum::<u64>() as f64),
+        Some(rig) => Cell::count(least_work(rig)? as f64),
     };
     table.row(
-        "count of system calls per unchanged poll, at least",
+        "count of system calls per unchanged poll, waiting apart",
         Of::only(calls),
         Aim::Bound(SYSTEM_CALLS),
     );

@@ -25,7 +25,7 @@ pub fn take(place: &Place, table: &mut Table) -> Result<()> {
     let one_cell = |setup| Setup { change: Change::OneCell, proxied: false, ..setup };
     for (how, setup, samples) in [
         ("answers at once", one_cell(Setup::unpaced()), 500),
-        ("at 9600 baud", one_cell(Setup::paced()), 100),
+        ("at 9600 baud", one_cell(Setup::paced()), 300),
     ] {
         let times = place.programs().each(|subject| sample(subject, &setup, samples))?;
         let broker = Spread::of(times.this.broker.clone());

@@ -127,8 +127,8 @@ enum Happened {
     Ended(Box<ConnectionError>),
 }
 
-/// What the publisher needs to know of a message. While it announces hundreds of configs, they all come back, and wait
-/// here until it is done: so not the texts.
+/// What the publisher needs to know of a message. What was kept from earlier waits here until hundreds of configs have
+/// been announced: so not the texts.
 struct Received {
     topic: String,
     retained: bool,
@@ -158,7 +158,11 @@ async fn pump(mut event_loop: EventLoop, happened: mpsc::UnboundedSender<Happene
     loop {
         let what = match event_loop.poll().await {
             Ok(Event::Incoming(Packet::ConnAck(_))) => Happened::Connected,
-            Ok(Event::Incoming(Packet::Publish(publish))) => Happened::Received(publish.into()),
+            Ok(Event::Incoming(Packet::Publish(publish))) => match Received::from(publish) {
+                // Our own words that come back. Of what is said now, only a birth and a wiped topic concern us.
+                Received { retained: false, payload: Payload::Else, .. } => continue,
+                received => Happened::Received(received),
+            },
             Ok(_) => continue,
             Err(error) => Happened::Ended(Box::new(error)),
         };
@@ -306,8 +310,7 @@ impl<'a> Session<'a> {
         };
         let ours = self.feeds.iter().any(|feed| feed.name.id == pack);
         if !retained {
-            // Mostly our own message that comes back. But somebody may have emptied the broker, or another bridge
-            // may have taken this pack for a leftover of its own.
+            // Somebody may have emptied the broker, or another bridge may have taken this pack for a leftover of its own.
             let wiped = ours && matches!(payload, Payload::Empty) && topic == self.names.availability(pack);
             if wiped {
                 warn!("somebody has removed the topics of pack {pack}: announcing everything again");

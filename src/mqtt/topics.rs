@@ -158,8 +158,9 @@ pub enum Content {
 /// What should stand at the broker when this is known of the packs, in the order of places. `stopping` makes everything
 /// `offline`.
 fn wanted(names: &Names, states: &[PackState], stopping: bool) -> Vec<(Place, Content)> {
-    let mut wanted = Vec::new();
-    let mut values = Vec::new();
+    // Many cells have more, and no pack has much less: two for each entry of the catalogue, and a config for each of those.
+    let usual = 2 * CATALOGUE.len() * states.len();
+    let (mut wanted, mut values) = (Vec::with_capacity(2 * usual), Vec::with_capacity(usual));
     if names.discovery {
         wanted.push((Place::BridgeConfig, Content::Config(0)));
     }
