@@ -2,11 +2,15 @@
 
 use std::fmt::Write;
 use std::fs;
+use std::path::Path;
+use std::process::Command;
 
 use bms2mqtt::home_assistant::catalogue::{CATALOGUE, Entity};
 use bms2mqtt::home_assistant::language::Language;
+use bms2mqtt::pack::damping::Quantity;
 
 const README: &str = include_str!("../README.md");
+const SAMPLE: &str = include_str!("../config.yaml");
 const ENTITIES: &str = "docs/entities.md";
 
 /// What stands in docs/entities.md: the catalogue as a table.
@@ -75,16 +79,30 @@ fn the_table_of_entities_is_current() {
 #[test]
 fn the_readmes_example_is_accepted() {
     let example = README.split("```yaml\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
-    let directory = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("readme");
-    std::fs::create_dir_all(&directory).unwrap();
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("readme");
+    fs::create_dir_all(&directory).unwrap();
     let secret = directory.join("secret");
-    std::fs::write(&secret, "x").unwrap();
-    let yaml = example.replace("/run/secrets/mqtt", secret.to_str().unwrap());
-    std::fs::write(directory.join("config.yaml"), yaml).unwrap();
-    let output = std::process::Command::new(env!("CARGO_BIN_EXE_bms2mqtt"))
-        .arg("check")
-        .current_dir(&directory)
-        .output()
-        .unwrap();
+    fs::write(&secret, "x").unwrap();
+    check(&directory, &example.replace("/run/secrets/mqtt", secret.to_str().unwrap()));
+}
+
+#[test]
+fn the_samples_dead_bands_and_intervals_are_accepted() {
+    let (set, examples) = SAMPLE.split_once("# dead_band:").unwrap();
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("sample");
+    fs::create_dir_all(&directory).unwrap();
+    let text = check(&directory, &format!("{set}dead_band:{}", examples.replace("\n# ", "\n")));
+    for (_, name, ..) in Quantity::ALL {
+        assert!(text.contains(&format!("{name} is not sent when it changes by less than")), "{name}: {text}");
+    }
+    assert!(text.contains("current is sent every 30s at most"), "{text}");
+}
+
+/// What `check` says of a configuration that it must accept.
+fn check(directory: &Path, yaml: &str) -> String {
+    fs::write(directory.join("config.yaml"), yaml).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_bms2mqtt"));
+    let output = command.arg("check").current_dir(directory).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
 }
