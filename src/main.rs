@@ -26,6 +26,8 @@ fn main() -> ExitCode {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .thread_keep_alive(Duration::from_millis(1))
+        // A bridge waits for a port a pack and a socket: room for a thousand events, the default, is 12 kB for nothing.
+        .max_io_events_per_tick(64)
         .build();
     let outcome = match runtime {
         Ok(runtime) => {
