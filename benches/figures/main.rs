@@ -1,7 +1,7 @@
 //! Figures of the whole program, each beside the least it could be and its aim: `cargo bench --bench figures`.
 //!
 //! A report: it ends with 0 whatever the figures are, and with 1 where one cannot be taken or a *count* is above its
-//! bound. All of it takes four minutes, with `--against` five. It wants Linux, for what a program has used is what
+//! bound. All of it takes four minutes or so, with `--against` five. It wants Linux, for what a program has used is what
 //! `/proc` says of it; Mosquitto, valgrind and strace are used where they are installed, and a row says so where they
 //! are not.
 //!
