@@ -492,6 +492,38 @@ async fn leftovers_of_a_renamed_pack_and_of_lost_cells_are_removed() {
 }
 
 #[tokio::test]
+async fn a_renamed_packs_entities_go_before_the_new_ones_come() {
+    if mosquitto().is_none() {
+        return; // the small broker forgets everything when it ends
+    }
+    let mut broker = Broker::start_keeping().await;
+    let directory = scratch("renamed");
+    let answers = Answers::new(&HOUSE);
+    let board = Board::start(answers.clone(), None, Pace::Unpaced);
+    let mut program = Program::start(&directory, &config(&broker, &[("house", &board.port)]));
+    announced(&broker, "house", &keys(8, 2)).await;
+    program.signal("TERM");
+    program.ended().await;
+
+    // All is known of the pack before the broker is there: what it kept of the old id must come to light first.
+    broker.end().await;
+    let _program = Program::start(&directory, &config(&broker, &[("home", &board.port)]));
+    answers.wait_for_polls(3).await;
+    broker.resume().await;
+    let listener = Listener::start(broker.address).await;
+    let place = |of: &dyn Fn(&Heard) -> bool| {
+        let messages = listener.messages();
+        let live: Vec<_> = messages.iter().filter(|message| !message.retained).collect();
+        (live.iter().position(|message| of(message)), live.iter().rposition(|message| of(message)))
+    };
+    let gone = |message: &Heard| message.topic.contains("/bms2mqtt_house/") && message.payload.is_empty();
+    let new = |message: &Heard| message.topic.contains("/bms2mqtt_home/") && !message.payload.is_empty();
+    listener.wait_for("bms2mqtt/home/availability", "online").await;
+    let (last_gone, first_new) = (place(&gone).1, place(&new).0);
+    assert!(last_gone.is_some() && last_gone < first_new, "{last_gone:?} {first_new:?}");
+}
+
+#[tokio::test]
 async fn energy_goes_on_where_it_was() {
     let broker = Broker::start().await;
     let directory = scratch("energy");

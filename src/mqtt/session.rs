@@ -122,6 +122,8 @@ impl Publisher {
 /// What the publisher needs to know of the event loop.
 enum Happened {
     Connected,
+    /// A subscription of ours was acknowledged.
+    Subscribed,
     Received(Received),
     /// Also by the broker's closing after our own DISCONNECT.
     Ended(Box<ConnectionError>),
@@ -158,6 +160,7 @@ async fn pump(mut event_loop: EventLoop, happened: mpsc::UnboundedSender<Happene
     loop {
         let what = match event_loop.poll().await {
             Ok(Event::Incoming(Packet::ConnAck(_))) => Happened::Connected,
+            Ok(Event::Incoming(Packet::SubAck(_))) => Happened::Subscribed,
             Ok(Event::Incoming(Packet::Publish(publish))) => match Received::from(publish) {
                 // Our own words that come back. Of what is said now, only a birth and a wiped topic concern us.
                 Received { retained: false, payload: Payload::Else, .. } => continue,
@@ -193,6 +196,8 @@ struct Session<'a> {
     lines: Vec<Option<u64>>,
     /// Subscribed to only while retained messages of an earlier run come in.
     read_back: Vec<String>,
+    /// Subscriptions that were acknowledged.
+    subscribed: usize,
 }
 
 /// Why a session ends that was not stopped: the event loop's error, where it had one.
@@ -212,6 +217,7 @@ impl<'a> Session<'a> {
             ),
             lines: vec![None; publisher.feeds.len()],
             read_back: Vec::new(),
+            subscribed: 0,
         }
     }
 
@@ -245,23 +251,27 @@ impl<'a> Session<'a> {
         for pack in self.feeds.iter().map(|feed| &feed.name.id).chain(self.former) {
             filters.extend(self.names.leftover_filters(pack));
         }
-        // For as long as the connection lasts: Home Assistant's birth, and whether somebody wipes our packs.
+        self.read_back(filters).await?;
+        // For as long as the connection lasts: Home Assistant's birth, and whether somebody wipes our packs. A broker does
+        // one after the other: once this is acknowledged, what it keeps under the filters before has come.
         let own = self.feeds.iter().map(|feed| self.names.availability(&feed.name.id));
         let lasting = own.chain([self.birth_topic.to_owned()]);
         let lasting = lasting.map(|topic| SubscribeFilter::new(topic, QoS::AtMostOnce));
         self.client.subscribe_many(lasting).await?;
-        self.read_back(filters).await?;
         let read_back_over = Instant::now() + READ_BACK;
         let mut changed = true;
         loop {
             let closed = states.has_changed().is_err();
-            if changed || closed {
+            // What an earlier run has left is known first, so that it goes before anything new comes: a renamed pack's
+            // entities would find their ids taken.
+            if (changed && self.subscribed >= 2) || closed {
                 self.send_changes(states, closed).await?;
+                changed = false;
             }
             if closed {
                 return Ok(());
             }
-            changed = tokio::select! {
+            changed |= tokio::select! {
                 Some(event) = events.recv() => {
                     let mut changed = self.happened(event).await?;
                     // A burst of retained messages is one occasion to look at what has changed.
@@ -275,7 +285,9 @@ impl<'a> Session<'a> {
                     for filter in std::mem::take(&mut self.read_back) {
                         self.client.unsubscribe(filter).await?;
                     }
-                    false
+                    // A broker that has acknowledged nothing by now never will.
+                    self.subscribed += 2;
+                    true
                 }
             };
         }
@@ -295,6 +307,10 @@ impl<'a> Session<'a> {
         let Received { topic, retained, payload } = match event {
             Happened::Ended(error) => return Err(Failed::Lost(Some(error))),
             Happened::Connected => return Ok(false),
+            Happened::Subscribed => {
+                self.subscribed += 1;
+                return Ok(false);
+            }
             Happened::Received(received) => received,
         };
         if topic == self.birth_topic {

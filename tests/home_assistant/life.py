@@ -22,6 +22,7 @@ from expected import (
     prefix,
 )
 from observer import ALL_IS_WELL, Observer, Situation
+from report import eventually
 
 
 async def enabled_by_the_user(observer: Observer, entry: str) -> None:
@@ -85,8 +86,12 @@ async def bridge_restarted(observer: Observer) -> None:
 async def bridge_killed(observer: Observer) -> None:
     """Nobody says goodbye: the last will does."""
     house, hass = observer.house, observer.hass
-    energy = house.pack("bank").id_of("energy_discharged")
-    before = (await hass.view()).state(energy)
+
+    async def energy() -> float:
+        return float((await hass.view()).state(house.pack("bank").id_of("energy_discharged")) or 0)
+
+    # It is shown once it has been loaded, a poll after all the rest.
+    before = await eventually(energy, lambda energy: energy > 0, observer.report.patience)
     await house.bridge.end(signal.SIGKILL)
     await observer.is_right("bridge killed", Situation(bridge=False))
     # A program that is killed leaves a pseudo-terminal, unlike a port, locked against all but root.
@@ -94,9 +99,9 @@ async def bridge_killed(observer: Observer) -> None:
     await house.simulator.start()
     await house.bridge.start()
     await observer.is_right("bridge started after it was killed")
-    after = (await hass.view()).state(energy)
+    after = await eventually(energy, lambda energy: energy >= before, observer.report.patience)
     observer.report.note(f"energy discharged: {before} kWh, then {after} kWh")
-    observer.report.check("energy is there and has not fallen", True, 0 < float(before or 0) <= float(after or 0))
+    observer.report.check("energy is there and has not fallen", True, 0 < before <= after)
 
 
 async def board_unplugged(observer: Observer) -> None:
