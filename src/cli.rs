@@ -108,8 +108,13 @@ pub struct PackOptions {
 #[derive(Args, Default)]
 #[command(next_help_heading = "Broker [environment: BMS2MQTT_MQTT_URL, BMS2MQTT_MQTT_USERNAME, …]")]
 pub struct MqttOptions {
-    /// mqtt://HOST[:PORT], or mqtts:// for TLS [default: mqtt://localhost:1883]
-    #[arg(long = "mqtt-url", value_name = "URL", global = true)]
+    // Not a doc comment, in which the brackets would be a link.
+    #[arg(
+        long = "mqtt-url",
+        value_name = "URL",
+        global = true,
+        help = "mqtt://HOST[:PORT], or mqtts:// for TLS [default: mqtt://localhost:1883]"
+    )]
     pub url: Option<String>,
 
     /// User at the broker

@@ -22,6 +22,10 @@
 //! * [`bridge`]: starts pollers and publisher, and ends them in order; [`health`]: whether they are at work
 //! * [`config`], [`cli`], [`commands`], [`logging`], [`json_line`]: what a person meets
 
+#![forbid(unsafe_code)]
+// A panic ends the bridge: what comes from outside gets an error instead.
+#![cfg_attr(not(test), warn(clippy::expect_used, clippy::panic, clippy::unwrap_used))]
+
 pub mod bridge;
 pub mod cli;
 pub mod commands;

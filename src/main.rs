@@ -1,5 +1,7 @@
 //! Arguments → command → exit code. Builds the runtime; nothing else does.
 
+#![forbid(unsafe_code)]
+
 use std::process::ExitCode;
 use std::time::Duration;
 

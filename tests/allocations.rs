@@ -1,5 +1,7 @@
 //! A poll asks for no memory: from the bytes of 32 cells and 8 temperatures to the reading, nothing is allocated.
 
+#![expect(unsafe_code, reason = "an allocator that counts")]
+
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::hint::black_box;

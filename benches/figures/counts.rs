@@ -3,6 +3,8 @@
 //! Nothing here looks at a clock, so it says the same on a machine that is busy. Allocations are those of a bridge on
 //! a thread of this process; what goes to the broker and to the kernel is the real program's.
 
+#![expect(unsafe_code, reason = "an allocator that counts")]
+
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell as Local;
 use std::sync::atomic::{AtomicU64, Ordering};

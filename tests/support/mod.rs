@@ -376,6 +376,7 @@ impl Board {
 }
 
 /// A child that has the board's end too would keep the line up when the board is unplugged.
+#[expect(unsafe_code, reason = "descriptors by their number")]
 fn keep_terminals_from_children() {
     for entry in fs::read_dir("/proc/self/fd").unwrap().flatten() {
         let is_terminal = fs::read_link(entry.path()).is_ok_and(|path| path.ends_with("ptmx"));
