@@ -1,5 +1,6 @@
 //! The command line as it is typed. What the texts mean is decided in `config`, which knows the file too.
 
+use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -19,6 +20,12 @@ pub struct Cli {
 
     #[command(flatten)]
     pub options: Options,
+}
+
+/// # Errors
+/// What is wrong, for standard error; or what was asked for by `--help` and `--version`.
+pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
+    Cli::try_parse_from(arguments)
 }
 
 #[derive(Subcommand)]

@@ -20,8 +20,10 @@
 //! * [`home_assistant`]: the catalogue of entities and their discovery configs
 //! * [`mqtt`]: what should stand at the broker, sessions with it, and a small broker of our own
 //! * [`bridge`]: starts pollers and publisher, and ends them in order; [`health`]: whether they are at work
+//! * [`blocking`]: what blocks, on a thread of its own, for all who need it
 //! * [`config`], [`cli`], [`commands`], [`logging`], [`json_line`]: what a person meets
 
+pub mod blocking;
 pub mod bridge;
 pub mod cli;
 pub mod commands;
