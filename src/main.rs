@@ -59,7 +59,6 @@ fn start(Cli { command, once, options }: Cli) -> Result<(), Failure> {
 async fn execute(command: Option<Command>, once: bool, options: Options) -> Result<(), Failure> {
     match command.unwrap_or(Command::Run) {
         Command::Run if once => once::run(Config::load(&options)?).await,
-        _ if once => Err(Failure::Usage("--once is a way to run; give it without a command".to_owned())),
         Command::Run => run::run(Config::load(&options)?).await,
         Command::Check => check::run(&Config::load(&options)?),
         Command::Health => health::run(&Config::load(&options)?),
