@@ -9,7 +9,7 @@ use std::fs;
 use std::io::Write;
 use std::path::PathBuf;
 
-use bms2mqtt::cli::Cli;
+use bms2mqtt::cli::{self, Cli};
 use clap::{Arg, Command, CommandFactory};
 use clap_complete::Shell;
 use clap_mangen::Man;
@@ -20,7 +20,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     fs::create_dir_all(&folder)?;
     fs::write(folder.join("bms2mqtt.1"), page()?)?;
     for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
-        clap_complete::generate_to(shell, &mut Cli::command(), "bms2mqtt", &folder)?;
+        clap_complete::generate_to(shell, &mut cli::completions(), "bms2mqtt", &folder)?;
     }
     Ok(())
 }
@@ -34,7 +34,7 @@ fn page() -> Result<Vec<u8>, Box<dyn Error>> {
     synopsis().to_writer(&mut page)?;
     description().to_writer(&mut page)?;
     commands(&command, &mut page)?;
-    man.render_options_section(&mut page)?;
+    page.extend(options(&man)?);
     let mut end = Roff::new();
     files(&mut end);
     environment(&command, &mut end)?;
@@ -88,7 +88,8 @@ fn description() -> Roff {
     roff
 }
 
-/// Each command with its own options; those of all commands follow once.
+/// Each command with its own options, and the names of those that others have too, which follow
+/// once.
 fn commands(command: &Command, page: &mut Vec<u8>) -> Result<(), Box<dyn Error>> {
     writeln!(page, ".SH COMMANDS")?;
     for sub in command.get_subcommands() {
@@ -100,10 +101,9 @@ fn commands(command: &Command, page: &mut Vec<u8>) -> Result<(), Box<dyn Error>>
             let mut options = Vec::new();
             // Its help option is that of all.
             Man::new(sub.clone().disable_help_flag(true)).render_options_section(&mut options)?;
-            let options = String::from_utf8(options)?;
-            let items = options.split_once(".SH OPTIONS\n").ok_or("clap_mangen has another heading")?.1;
-            write!(page, "{items}")?;
+            write!(page, "{}", without_heading(&options)?)?;
         }
+        shared(command, sub).to_writer(page)?;
         if let Some(after) = sub.get_after_help() {
             let mut roff = Roff::new();
             roff.control("PP", []);
@@ -117,6 +117,55 @@ fn commands(command: &Command, page: &mut Vec<u8>) -> Result<(), Box<dyn Error>>
         }
     }
     Ok(())
+}
+
+/// Which of the options that several commands have this one has; shorter, which it has not.
+fn shared(command: &Command, sub: &Command) -> Roff {
+    let options: Vec<&Arg> = command.get_arguments().collect();
+    let (has, lacks): (Vec<&Arg>, Vec<&Arg>) =
+        options.into_iter().partition(|option| cli::has(sub.get_name(), option));
+    let mut roff = Roff::new();
+    if has.is_empty() || lacks.is_empty() {
+        return roff;
+    }
+    let (words, names) = if has.len() < lacks.len() {
+        ("Of the options below: ", has)
+    } else {
+        ("The options below without ", lacks)
+    };
+    let mut text = vec![roman(words)];
+    for (place, name) in names.iter().filter_map(|option| option.get_long()).enumerate() {
+        text.push(roman(if place == 0 { "" } else { ", " }));
+        text.push(bold(format!("--{name}")));
+    }
+    text.push(roman("."));
+    roff.control("PP", []);
+    roff.text(text);
+    roff
+}
+
+/// What clap_mangen says below its heading.
+fn without_heading(options: &[u8]) -> Result<&str, Box<dyn Error>> {
+    let (_, items) =
+        std::str::from_utf8(options)?.split_once(".SH OPTIONS\n").ok_or("clap_mangen has another heading")?;
+    Ok(items)
+}
+
+/// The options that several commands have.
+fn options(man: &Man) -> Result<Vec<u8>, Box<dyn Error>> {
+    let mut roff = Roff::new();
+    roff.control("SH", ["OPTIONS"]);
+    roff.text([
+        roman("Of "),
+        bold("run"),
+        roman(", and of the other commands as far as they name them. They stand before the command or behind it."),
+    ]);
+    let mut page = Vec::new();
+    roff.to_writer(&mut page)?;
+    let mut items = Vec::new();
+    man.render_options_section(&mut items)?;
+    page.extend(without_heading(&items)?.as_bytes());
+    Ok(page)
 }
 
 fn files(roff: &mut Roff) {

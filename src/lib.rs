@@ -20,12 +20,14 @@
 //! * [`home_assistant`]: the catalogue of entities and their discovery configs
 //! * [`mqtt`]: what should stand at the broker, sessions with it, and a small broker of our own
 //! * [`bridge`]: starts pollers and publisher, and ends them in order; [`health`]: whether they are at work
+//! * [`blocking`]: what blocks, on a thread of its own, for all who need it
 //! * [`config`], [`cli`], [`commands`], [`logging`], [`json_line`]: what a person meets
 
 #![forbid(unsafe_code)]
 // A panic ends the bridge: what comes from outside gets an error instead.
 #![cfg_attr(not(test), warn(clippy::expect_used, clippy::panic, clippy::unwrap_used))]
 
+pub mod blocking;
 pub mod bridge;
 pub mod cli;
 pub mod commands;

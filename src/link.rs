@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -9,6 +10,8 @@ use nix::errno::Errno;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_serial::{ErrorKind, SerialStream};
+
+use crate::blocking;
 
 /// Both ends of a link are the same to the board: bytes in, bytes out.
 pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
@@ -95,18 +98,31 @@ fn is_terminal_device(path: &Path) -> bool {
 }
 
 async fn open_tcp(peer: &str) -> Result<TcpStream, String> {
-    let socket = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(peer))
-        .await
-        .map_err(|_| format!("no answer within {} s", CONNECT_TIMEOUT.as_secs()))?
-        .map_err(|error| match error.kind() {
+    let connecting = async {
+        let addresses = addresses(peer).await?;
+        TcpStream::connect(&addresses[..]).await.map_err(|error| match error.kind() {
             io::ErrorKind::ConnectionRefused => {
                 "connection refused; is the serial server running, and is this its port?".to_owned()
             }
             _ => error.to_string(),
-        })?;
+        })
+    };
+    let socket = tokio::time::timeout(CONNECT_TIMEOUT, connecting)
+        .await
+        .map_err(|_| format!("no answer within {} s", CONNECT_TIMEOUT.as_secs()))??;
     // A request is one small packet: holding it back for more would only delay it.
     socket.set_nodelay(true).map_err(|error| error.to_string())?;
     Ok(socket)
+}
+
+/// All addresses of this peer, each of which is to be tried.
+async fn addresses(peer: &str) -> Result<Vec<SocketAddr>, String> {
+    if let Ok(address) = peer.parse() {
+        return Ok(vec![address]);
+    }
+    let peer = peer.to_owned();
+    let found = blocking::run(move || peer.to_socket_addrs().map(Vec::from_iter)).await?;
+    found.map_err(|error| error.to_string())
 }
 
 /// The serial ports of this machine, those with a name that survives a re-plug first.

@@ -2,20 +2,41 @@
 
 #![forbid(unsafe_code)]
 
+use std::env;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use bms2mqtt::cli::{Cli, Command, Options};
+use bms2mqtt::cli::{self, Cli, Command, Options};
 use bms2mqtt::commands::{
-    Failure, check, dashboard, decode, demo, health, import, once, run, scan, simulate,
+    Failure, check, dashboard, decode, demo, health, import, once, print, run, say, scan, simulate,
 };
 use bms2mqtt::config::Config;
 use bms2mqtt::logging;
-use clap::Parser;
 use tracing::level_filters::LevelFilter;
 
 fn main() -> ExitCode {
-    let Cli { command, once, options } = Cli::parse();
+    let outcome = match cli::parse(env::args_os()) {
+        Ok(cli) => start(cli),
+        Err(message) if message.use_stderr() => {
+            say(message.to_string().trim_end());
+            return ExitCode::from(2);
+        }
+        // What `--help` and `--version` ask for is a result.
+        Err(answer) => print(answer).map(drop),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            let text = failure.to_string();
+            if !text.is_empty() {
+                say(format_args!("bms2mqtt: {text}"));
+            }
+            ExitCode::from(if matches!(failure, Failure::Usage(_)) { 2 } else { 1 })
+        }
+    }
+}
+
+fn start(Cli { command, once, options }: Cli) -> Result<(), Failure> {
     let level = match &command {
         _ if options.debug => LevelFilter::DEBUG,
         // The table says it all.
@@ -30,32 +51,16 @@ fn main() -> ExitCode {
         .thread_keep_alive(Duration::from_millis(1))
         // A bridge waits for a port a pack and a socket: room for a thousand events, the default, is 12 kB for nothing.
         .max_io_events_per_tick(64)
-        .build();
-    let outcome = match runtime {
-        Ok(runtime) => {
-            let outcome = runtime.block_on(execute(command, once, options));
-            // A name lookup that hangs must not keep a program that has said its last word.
-            runtime.shutdown_background();
-            outcome
-        }
-        Err(error) => Err(error.into()),
-    };
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => {
-            let text = failure.to_string();
-            if !text.is_empty() {
-                eprintln!("bms2mqtt: {text}");
-            }
-            ExitCode::from(if matches!(failure, Failure::Usage(_)) { 2 } else { 1 })
-        }
-    }
+        .build()?;
+    let outcome = runtime.block_on(execute(command, once, options));
+    // A name lookup that hangs must not keep a program that has said its last word.
+    runtime.shutdown_background();
+    outcome
 }
 
 async fn execute(command: Option<Command>, once: bool, options: Options) -> Result<(), Failure> {
     match command.unwrap_or(Command::Run) {
         Command::Run if once => once::run(Config::load(&options)?).await,
-        _ if once => Err(Failure::Usage("--once is a way to run; give it without a command".to_owned())),
         Command::Run => run::run(Config::load(&options)?).await,
         Command::Check => check::run(&Config::load(&options)?),
         Command::Health => health::run(&Config::load(&options)?),

@@ -4,10 +4,11 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use tokio::task::JoinHandle;
+use tokio::sync::oneshot::{self, error::TryRecvError};
 use tokio::time::Instant;
 use tracing::{error, info};
 
+use crate::blocking;
 use crate::pack::decimal::Decimal;
 use crate::pack::protection::Protections;
 use crate::pack::record::Record;
@@ -29,7 +30,7 @@ pub struct Memory {
     loaded: bool,
     record: Record,
     saved: Option<Record>,
-    saving: Option<JoinHandle<Result<Saved, String>>>,
+    saving: Option<oneshot::Receiver<Result<Saved, String>>>,
     /// When the last saving began.
     began: Instant,
     complained: bool,
@@ -82,9 +83,10 @@ impl Memory {
     }
 
     /// What may be shown now; saves when there is more to show and it is time. Never waits.
-    pub async fn keep(&mut self) -> Option<Remembered> {
-        if self.saving.as_ref().is_some_and(JoinHandle::is_finished) {
-            self.finish_saving().await;
+    pub fn keep(&mut self) -> Option<Remembered> {
+        match self.saving.as_mut().map(oneshot::Receiver::try_recv) {
+            None | Some(Err(TryRecvError::Empty)) => {}
+            Some(outcome) => self.saving_ended(outcome.unwrap_or_else(|error| Err(error.to_string()))),
         }
         let due = match &self.saved {
             Some(saved) if saved.alarms != self.record.alarms => Some(SAVE_ALARMS_EVERY),
@@ -110,7 +112,7 @@ impl Memory {
     fn begin_saving(&mut self) {
         let (path, read_first, mut record) = (self.path.clone(), !self.loaded, self.record);
         self.began = Instant::now();
-        self.saving = Some(tokio::task::spawn_blocking(move || {
+        let saving = blocking::start(move || {
             let loaded = if read_first { Some(load(&path)?) } else { None };
             if let Some(loaded) = &loaded {
                 record = loaded.and(&record);
@@ -119,14 +121,23 @@ impl Memory {
                 format!("cannot write {}: {error}; give a writable state_dir", path.display())
             })?;
             Ok(Saved { loaded, record })
-        }));
+        });
+        match saving {
+            Ok(saving) => self.saving = Some(saving),
+            Err(reason) => self.saving_ended(Err(reason)),
+        }
     }
 
     async fn finish_saving(&mut self) {
-        let Some(saving) = self.saving.take() else {
-            return;
-        };
-        match saving.await.unwrap_or_else(|error| Err(error.to_string())) {
+        if let Some(saving) = self.saving.take() {
+            let outcome = saving.await.unwrap_or_else(|error| Err(error.to_string()));
+            self.saving_ended(outcome);
+        }
+    }
+
+    fn saving_ended(&mut self, outcome: Result<Saved, String>) {
+        self.saving = None;
+        match outcome {
             Ok(Saved { loaded, record }) => {
                 if let Some(loaded) = loaded {
                     self.record = loaded.and(&self.record);
@@ -166,7 +177,7 @@ mod tests {
 
     async fn shown(memory: &mut Memory) -> Option<String> {
         memory.finish_saving().await;
-        memory.keep().await.map(|remembered| remembered.energy.charged.to_string())
+        memory.keep().map(|remembered| remembered.energy.charged.to_string())
     }
 
     #[tokio::test]
@@ -202,7 +213,7 @@ mod tests {
 
         let mut memory = Memory::new("house", path.clone(), Duration::from_secs(60));
         memory.finish_saving().await;
-        let alarm = memory.keep().await.unwrap().last_alarm.unwrap();
+        let alarm = memory.keep().unwrap().last_alarm.unwrap();
         assert_eq!(alarm.protections, overvoltage);
         memory.see(overvoltage);
         assert_eq!(memory.record.alarms.last(), Some(alarm));

@@ -188,7 +188,7 @@ impl Poller<'_> {
             self.memory.see(totals.protections);
             self.forecaster.add(totals, since_last)
         });
-        let remembered = self.memory.keep().await;
+        let remembered = self.memory.keep();
         let json_line = self
             .pack
             .json_topic

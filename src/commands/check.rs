@@ -1,9 +1,8 @@
 //! `check`: validates the configuration, and prints what would be polled and published.
 
 use std::fmt::Write as _;
-use std::io::{self, Write as _};
 
-use super::Failure;
+use super::{Failure, print};
 use crate::config::{Config, Pack};
 use crate::home_assistant::catalogue::CATALOGUE;
 use crate::home_assistant::discovery::ID_PREFIX;
@@ -13,16 +12,16 @@ use crate::mqtt::endpoint::{Endpoint, Login};
 use crate::pack::damping::Quantity;
 
 pub fn run(config: &Config) -> Result<(), Failure> {
-    let mut out = io::stdout().lock();
-    match &config.file {
-        Some(file) => writeln!(out, "{}: good", file.display())?,
-        None => writeln!(out, "flags and environment: good")?,
-    }
-    out.write_all(describe(config).as_bytes())?;
+    let mut text = match &config.file {
+        Some(file) => format!("{}: good\n", file.display()),
+        None => "flags and environment: good\n".to_owned(),
+    };
+    text += &describe(config);
     if !config.console {
         let keys: Vec<String> = CATALOGUE.iter().map(|entity| entity.key.replace("{n}", "N")).collect();
-        writeln!(out, "keys, as far as the board has them: {}", keys.join(", "))?;
+        text += &format!("keys, as far as the board has them: {}\n", keys.join(", "));
     }
+    print(text)?;
     Ok(())
 }
 

@@ -1,8 +1,6 @@
 //! `dashboard`: prints a Lovelace dashboard for the configured packs.
 
-use std::io::{self, Write};
-
-use super::Failure;
+use super::{Failure, print};
 use crate::cli::DashboardArgs;
 use crate::config::Config;
 use crate::home_assistant::dashboard::dashboard;
@@ -16,7 +14,7 @@ pub fn run(args: &DashboardArgs, config: &Config) -> Result<(), Failure> {
     });
     let ids: Vec<String> = ids.collect::<Result<_, _>>()?;
     let packs = ids.iter().zip(&config.packs).map(|(id, pack)| (id.as_str(), pack.name.name.as_str()));
-    io::stdout().write_all(dashboard(packs, language).as_bytes())?;
+    print(dashboard(packs, language))?;
     Ok(())
 }
 

@@ -1,9 +1,9 @@
 //! `decode`: frames given as hex → readable text, or JSON with the keys of the topics.
 
 use std::fmt::{self, Write as _};
-use std::io::{self, Read, Write as _};
+use std::io::{self, Read};
 
-use super::Failure;
+use super::{Failure, print, say};
 use crate::cli::DecodeArgs;
 use crate::home_assistant::catalogue::{CATALOGUE, Entity, Value};
 use crate::jbd::frame::{Answer, Frame, Hex, Parsed, Status, parse};
@@ -16,12 +16,12 @@ pub fn run(args: &DecodeArgs) -> Result<(), Failure> {
     let bytes = match args.hex.as_slice() {
         [] => {
             let mut text = String::new();
-            io::stdin().read_to_string(&mut text)?;
+            let read = io::stdin().read_to_string(&mut text);
+            read.map_err(|error| Failure::Running(format!("cannot read standard input: {error}")))?;
             from_hex(&text)?
         }
         given => from_hex(&given.concat())?,
     };
-    let mut out = io::stdout().lock();
     let mut found = false;
     let mut rest = bytes.as_slice();
     while !rest.is_empty() {
@@ -29,19 +29,16 @@ pub fn run(args: &DecodeArgs) -> Result<(), Failure> {
             Parsed::Frame(frame, used) => {
                 found = true;
                 let frame = Decoded::from(frame);
-                if args.json {
-                    writeln!(out, "{}", frame.to_json())?;
-                } else {
-                    writeln!(out, "{frame}")?;
-                }
+                let text = if args.json { frame.to_json() } else { frame.to_string() };
+                print(text + "\n")?;
                 used
             }
             Parsed::Noise(used, fault) => {
-                eprintln!("{}: {fault}", Hex(&rest[..used]));
+                say(format_args!("{}: {fault}", Hex(&rest[..used])));
                 used
             }
             Parsed::Incomplete => {
-                eprintln!("{}: the frame breaks off", Hex(rest));
+                say(format_args!("{}: the frame breaks off", Hex(rest)));
                 1
             }
         };

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, interval_at, sleep};
 
-use super::{Failure, stop_signal};
+use super::{Failure, print, stop_signal};
 use crate::bridge;
 use crate::cli::DemoArgs;
 use crate::config::{Config, DEFAULT_BAUD, DEFAULT_OFFLINE_AFTER, Pack};
@@ -43,19 +43,18 @@ pub async fn run(args: &DemoArgs) -> Result<(), Failure> {
         state_dir: state_dir.clone(),
         ..Config::to_broker(address.ip().to_string(), address.port())
     };
-    writeln!(
-        io::stdout(),
+    print(format_args!(
         "A simulated pack of {} cells at {}, {} times faster than life, 9600 baud.\n\
          The broker is at mqtt://{address}. To look into it:\n\
          \n    mosquitto_sub -h {} -p {} -v -t '#'\n\n\
          In Home Assistant on this machine, add the MQTT integration with this address; from another\n\
-         machine it is reached with `demo --listen 0.0.0.0:{MQTT_PORT}`. Ctrl-C ends it.\n",
+         machine it is reached with `demo --listen 0.0.0.0:{MQTT_PORT}`. Ctrl-C ends it.\n\n",
         args.cells,
         terminal.path().display(),
         args.speed,
         address.ip(),
         address.port(),
-    )?;
+    ))?;
     let serving = tokio::spawn(broker.serve());
     let boarding =
         tokio::spawn(async move { serve(line, &mut pack, Pace::Wire { baud: DEFAULT_BAUD }).await });

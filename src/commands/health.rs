@@ -1,9 +1,7 @@
 //! `health`: asks the running bridge of the same configuration whether every pack was read and the broker was reached
 //! lately.
 
-use std::io::{self, Write};
-
-use super::Failure;
+use super::{Failure, print};
 use crate::bridge::health_address;
 use crate::config::Config;
 use crate::health;
@@ -13,6 +11,6 @@ pub fn run(config: &Config) -> Result<(), Failure> {
     let (well, report) = asked.map_err(|error| {
         Failure::Running(format!("no bridge runs with this configuration, or it does not answer: {error}"))
     })?;
-    io::stdout().write_all(report.as_bytes())?;
+    print(report)?;
     if well { Ok(()) } else { Err(Failure::Silent) }
 }

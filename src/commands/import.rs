@@ -5,7 +5,7 @@ use std::io::{self, Write};
 
 use serde::Serialize;
 
-use super::Failure;
+use super::{Failure, print};
 use crate::cli::ImportArgs;
 use crate::config::{BmsConf, Config, bms_conf};
 
@@ -44,7 +44,7 @@ pub fn run(args: &ImportArgs) -> Result<(), Failure> {
         _ => Failure::Running(format!("{output}: {error}")),
     })?;
     file.write_all(yaml(&args.file.display().to_string(), &conf)?.as_bytes())?;
-    io::stdout().write_all(advice(&output.to_string(), &conf.config).as_bytes())?;
+    print(advice(&output.to_string(), &conf.config))?;
     Ok(())
 }
 

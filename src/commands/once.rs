@@ -1,10 +1,8 @@
 //! `--once`: one poll of every pack, one line of JSON each, in the order of the configuration.
 
-use std::io::{self, Write};
-
 use tracing::{debug, error};
 
-use super::Failure;
+use super::{Failure, print};
 use crate::config::{Config, Pack};
 use crate::jbd::board::{self, Board};
 use crate::json_line::json_line;
@@ -27,8 +25,12 @@ pub async fn run(config: Config) -> Result<(), Failure> {
     if all_answered { Ok(()) } else { Err(Failure::Silent) }
 }
 
-pub fn print_line(reading: Option<&Reading>) -> io::Result<()> {
-    writeln!(io::stdout(), "{}", json_line(reading))
+/// Prints the line of this reading. Does somebody still read?
+///
+/// # Errors
+/// As [`super::print`].
+pub fn print_line(reading: Option<&Reading>) -> Result<bool, Failure> {
+    print(json_line(reading) + "\n")
 }
 
 /// Polls one pack outside the bridge; what goes wrong goes to the log.

@@ -38,6 +38,8 @@ async fn print_every_interval(pack: &Pack) -> Result<(), Failure> {
     let mut poll = Poll::new(pack);
     loop {
         ticks.tick().await;
-        print_line(poll.reading().await.as_ref())?;
+        if !print_line(poll.reading().await.as_ref())? {
+            return Ok(());
+        }
     }
 }

@@ -1,8 +1,6 @@
 //! `scan`: tries every serial port, and prints which one answers as a BMS.
 
-use std::io::{self, Write};
-
-use super::Failure;
+use super::{Failure, print, say};
 use crate::cli::{Options, ScanArgs};
 use crate::config;
 use crate::jbd::board::Board;
@@ -23,9 +21,12 @@ pub async fn run(args: &ScanArgs, options: &Options) -> Result<(), Failure> {
         match try_port(&address).await {
             Ok(board) => {
                 found = true;
-                writeln!(io::stdout(), "{port}: {board}")?;
+                if !print(format_args!("{port}: {board}\n"))? {
+                    // Whoever wanted to know does so.
+                    break;
+                }
             }
-            Err(reason) => writeln!(io::stderr(), "{port}: {reason}")?,
+            Err(reason) => say(format_args!("{port}: {reason}")),
         }
     }
     if found { Ok(()) } else { Err(Failure::Running("no port answers as a BMS".to_owned())) }

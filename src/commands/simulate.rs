@@ -1,12 +1,11 @@
 //! `simulate`: serves a virtual BMS on a pseudo-terminal or a TCP port, and says where on standard output.
 
 use std::fs;
-use std::io::{self, Write};
 
 use tokio::net::TcpListener;
 use tracing::info;
 
-use super::{Failure, stop_signal};
+use super::{Failure, print, stop_signal};
 use crate::cli::{Options, SimulateArgs};
 use crate::config;
 use crate::jbd::simulator::{
@@ -27,12 +26,12 @@ pub async fn run(args: &SimulateArgs, options: &Options) -> Result<(), Failure> 
                 let listener = TcpListener::bind(address).await.map_err(|error| {
                     Failure::Running(format!("cannot listen on {address}: {error}; choose another port"))
                 })?;
-                writeln!(io::stdout(), "tcp://{}", listener.local_addr()?)?;
+                print(format_args!("tcp://{}\n", listener.local_addr()?))?;
                 serve_tcp(&listener, pack.as_mut(), pace, &faults).await
             }
             None => {
                 let (terminal, line) = terminal(args.link.as_deref())?;
-                writeln!(io::stdout(), "{}", terminal.path().display())?;
+                print(format_args!("{}\n", terminal.path().display()))?;
                 Ok(serve_with(line, pack.as_mut(), pace, &faults).await?)
             }
         }

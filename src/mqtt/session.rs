@@ -4,6 +4,8 @@
 //! Two tasks: one polls the event loop and never waits for anything else, one decides what to send and may wait for a
 //! slow broker. Each connection has a client of its own, so nothing of a dead session hangs the next.
 
+use std::io;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use rumqttc::{
@@ -17,6 +19,7 @@ use tracing::{debug, info, warn};
 
 use super::access::Access;
 use super::topics::{Message, Names, OFFLINE, ONLINE, PackName, Sent};
+use crate::blocking;
 use crate::health::Health;
 use crate::pack::state::PackState;
 
@@ -157,6 +160,15 @@ impl From<Publish> for Received {
 /// Polls the event loop and waits for nothing else: the channel is unbounded because what comes in is only what is
 /// subscribed, and waiting here would stop the very loop that lets the other task go on.
 async fn pump(mut event_loop: EventLoop, happened: mpsc::UnboundedSender<Happened>) {
+    let (host, port) = event_loop.mqtt_options.broker_address();
+    // tokio looks names up on a thread, and panics where there is none.
+    let is_name = format!("{host}:{port}").parse::<SocketAddr>().is_err();
+    if let Some(Err(reason)) = is_name.then(blocking::can_start) {
+        let error = ConnectionError::Io(io::Error::other(reason));
+        // Who no longer listens needs no reason.
+        let _ = happened.send(Happened::Ended(Box::new(error)));
+        return;
+    }
     loop {
         let what = match event_loop.poll().await {
             Ok(Event::Incoming(Packet::ConnAck(_))) => Happened::Connected,

@@ -7,6 +7,8 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::blocking;
+
 use super::endpoint::{Endpoint, Login, Password, Tls};
 
 /// How long the Supervisor may take, which does no more than look.
@@ -42,8 +44,8 @@ impl Supervisor {
         let request = minreq::get(format!("{}/services/mqtt", self.url))
             .with_header("Authorization", format!("Bearer {}", self.token))
             .with_timeout(PATIENCE.as_secs());
-        let answer = tokio::task::spawn_blocking(move || request.send()).await;
-        let answer = answer.map_err(|error| error.to_string())?;
+        // It starts a thread of its own, for its timeout.
+        let answer = blocking::run(move || blocking::can_start().map(|()| request.send())).await??;
         let answer = answer.map_err(|error| {
             format!("Home Assistant's Supervisor does not answer at {}: {error}", self.url)
         })?;
