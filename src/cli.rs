@@ -1,7 +1,8 @@
 //! The command line as it is typed. What the texts mean is decided in `config`, which knows the file too.
 
+use std::env;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -19,6 +20,12 @@ pub struct Cli {
 
     #[command(flatten)]
     pub options: Options,
+}
+
+/// Is this program called by the name of its forerunner? Then it does what that did: see `commands::smart_bms`.
+pub fn is_smart_bms() -> bool {
+    let name = env::args_os().next();
+    name.as_deref().map(Path::new).and_then(Path::file_name).is_some_and(|name| name == "smart_bms")
 }
 
 #[derive(Subcommand)]

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use tracing::warn;
 
-use crate::cli::Options;
+use crate::cli::{Options, is_smart_bms};
 use crate::home_assistant::language::Language;
 use crate::link::Address;
 use crate::mqtt::access::{Access, Whereabouts};
@@ -261,7 +261,12 @@ fn find_file(options: &Options, variable: impl Fn(&str) -> Option<String>) -> Re
     if let Some(path) = variable(CONFIG_VARIABLE) {
         return Ok(Some(path.into()));
     }
-    if let Some(path) = DEFAULT_FILES.iter().map(Path::new).find(|path| path.exists()) {
+    let mut files = DEFAULT_FILES;
+    if is_smart_bms() {
+        // A script's folder may have a config.yaml of anything, and the package has brought one.
+        files.rotate_right(2);
+    }
+    if let Some(path) = files.iter().map(Path::new).find(|path| path.exists()) {
         return Ok(Some(path.to_owned()));
     }
     if variable("BMS2MQTT_PORT").is_some() {

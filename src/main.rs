@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bms2mqtt::cli::{Cli, Command, Options};
 use bms2mqtt::commands::{
-    Failure, check, dashboard, decode, demo, health, import, once, run, scan, simulate,
+    Failure, check, dashboard, decode, demo, health, import, once, run, scan, simulate, smart_bms,
 };
 use bms2mqtt::config::Config;
 use bms2mqtt::logging;
@@ -15,7 +15,7 @@ use tracing::level_filters::LevelFilter;
 fn main() -> ExitCode {
     let Cli { command, once, options } = Cli::parse();
     let level = match &command {
-        _ if options.debug => LevelFilter::DEBUG,
+        _ if options.debug && !smart_bms::begin_debug(&options) => LevelFilter::DEBUG,
         // The table says it all.
         Some(Command::Demo(_)) => LevelFilter::WARN,
         _ => LevelFilter::INFO,

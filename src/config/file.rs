@@ -123,14 +123,15 @@ fn read_bms_conf(path: &Path, text: &str) -> Result<Settings, Error> {
     }
     // On the console nothing goes to a broker: whatever stands there does no harm.
     if settings.by_key.get("console").is_some_and(|setting| setting.text == "true") {
-        settings.by_key.remove("packs[0].json_topic");
+        let of_use = |topic: &str| value::any_topic(topic).is_ok() && is_utf8(topic);
+        settings.by_key.retain(|key, setting| key != "packs[0].json_topic" || of_use(&setting.text));
         if settings.by_key.get("mqtt.url").is_some_and(|url| value::broker_url(&url.text).is_err()) {
             settings.by_key.retain(|key, _| !key.starts_with("mqtt."));
         }
     }
     // Where a file is in another encoding, its comments may be anything, and its values are ASCII.
     for Setting { text, place } in settings.by_key.values() {
-        if let (true, Place::BmsConf(line, name)) = (text.contains(char::REPLACEMENT_CHARACTER), place) {
+        if let (false, Place::BmsConf(line, name)) = (is_utf8(text), place) {
             return Err(Error {
                 place: format!("{}:{line}", path.display()),
                 key: (*name).to_owned(),
@@ -139,6 +140,11 @@ fn read_bms_conf(path: &Path, text: &str) -> Result<Settings, Error> {
         }
     }
     Ok(settings)
+}
+
+/// Was it before what is not UTF-8 was replaced?
+fn is_utf8(text: &str) -> bool {
+    !text.contains(char::REPLACEMENT_CHARACTER)
 }
 
 /// `smart_bms` pasted this into a command line, `mosquitto_pub -h …`, so a port and a login could stand behind the host.
@@ -236,12 +242,10 @@ struct YamlQuantities {
 }
 
 fn read_yaml(path: &Path, text: &str) -> Result<Settings, Error> {
-    let nested = |line: usize| Error {
-        place: format!("{}:{line}", path.display()),
-        key: String::new(),
-        problem: nested_too_deeply(),
-    };
-    line_that_nests_too_deeply(text).map_or(Ok(()), |line| Err(nested(line)))?;
+    if let Some(line) = line_that_is_too_much(text) {
+        let place = format!("{}:{line}", path.display());
+        return Err(Error { place, key: String::new(), problem: nested_too_deeply() });
+    }
     let screened =
         Screen { budget: &Cell::new(BUDGET) }.deserialize(serde_yaml::Deserializer::from_str(text));
     let yaml = screened.and_then(|()| serde_yaml::from_str(text));
@@ -380,18 +384,21 @@ fn nested_too_deeply() -> Problem {
     Problem::new("is nested too deeply", right)
 }
 
-/// The library takes a time that grows with the square of the open brackets.
-fn line_that_nests_too_deeply(text: &str) -> Option<usize> {
-    let mut open = 0_u32;
-    let too_deep = text.bytes().position(|byte| {
-        match byte {
-            b'[' | b'{' => open += 1,
-            b']' | b'}' => open = open.saturating_sub(1),
-            _ => {}
-        }
-        open > 64
-    });
-    too_deep.map(|place| text[..place].matches('\n').count() + 1)
+/// The library takes a time that grows with the square of the open brackets, and of the directives.
+fn line_that_is_too_much(text: &str) -> Option<usize> {
+    let (mut open, mut directives) = (0_u32, 0);
+    let too_much = |line: &str| {
+        directives += line.matches("%TAG").count();
+        line.bytes().any(|byte| {
+            match byte {
+                b'[' | b'{' => open += 1,
+                b']' | b'}' => open = open.saturating_sub(1),
+                _ => {}
+            }
+            open > 64
+        }) || directives > 8
+    };
+    text.lines().position(too_much).map(|line| line + 1)
 }
 
 const TAGGED: &str = "has the tag !";

@@ -89,13 +89,15 @@ impl Endpoint {
         &self,
         client_id: &str,
         keep_alive: Duration,
-        will: LastWill,
+        will: Option<LastWill>,
     ) -> Result<(AsyncClient, EventLoop), String> {
         let mut options = MqttOptions::new(client_id, &self.host, self.port);
         options.set_keep_alive(keep_alive);
         options.set_inflight(IN_FLIGHT);
         options.set_max_packet_size(LARGEST_PACKET, LARGEST_PACKET);
-        options.set_last_will(will);
+        if let Some(will) = will {
+            options.set_last_will(will);
+        }
         if let Some(Login { username, password }) = &self.login {
             options.set_credentials(username, password.read()?);
         }
