@@ -131,7 +131,7 @@ pub struct MqttOptions {
     #[arg(long = "mqtt-password-file", value_name = "FILE", global = true)]
     pub password_file: Option<String>,
 
-    /// Certificate authority of the broker, PEM
+    /// Certificate authority of the broker, or its own certificate, PEM
     #[arg(long = "mqtt-ca-file", value_name = "FILE", global = true)]
     pub ca_file: Option<String>,
 

@@ -12,9 +12,13 @@ use rumqttc::{
     AsyncClient, ConnectReturnCode, ConnectionError, EventLoop, LastWill, MqttOptions, NetworkOptions,
     StateError, TlsConfiguration, TlsError, Transport,
 };
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::{AlertDescription, CertificateError, ClientConfig, RootCertStore};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::{
+    AlertDescription, CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
+};
 
 /// Requests that wait for the event loop; more are held back until it has sent some.
 const QUEUE: usize = 16;
@@ -38,7 +42,7 @@ pub struct Endpoint {
 /// Files are read at every connection, so that renewed certificates and passwords are taken up.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tls {
-    /// PEM; without it the system's certificate authorities are trusted.
+    /// PEM, of authorities or of the broker itself; without it the system's certificate authorities are trusted.
     pub ca_file: Option<PathBuf>,
     pub client: Option<ClientFiles>,
 }
@@ -212,7 +216,8 @@ impl Endpoint {
             }
             // An error of webpki's, of which there is only the name.
             CertificateError::Other(other) if other.to_string() == "CaUsedAsEndEntity" => {
-                "the broker's certificate is that of an authority; let this issue one for the broker"
+                "the broker's certificate is that of an authority; give it as mqtt.ca_file, or let it issue one for \
+                 the broker"
             }
             other => return format!("the broker's certificate: {other}"),
         };
@@ -253,10 +258,12 @@ impl Tls {
     /// When a file cannot be read, or holds no certificate or key: which, and why.
     pub fn client_config(&self) -> Result<ClientConfig, String> {
         let mut roots = RootCertStore::empty();
+        let mut given = Vec::new();
         match &self.ca_file {
             Some(path) => {
-                for certificate in certificates(path)? {
-                    let added = roots.add(certificate);
+                given = certificates(path)?;
+                for certificate in &given {
+                    let added = roots.add(certificate.clone());
                     added.map_err(|error| {
                         format!("{}: not a certificate authority: {error}", path.display())
                     })?;
@@ -271,10 +278,14 @@ impl Tls {
             }
         }
         let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let by_authorities =
+            WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider)).build();
+        let by_authorities = by_authorities.map_err(|error| error.to_string())?;
         let config = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .map_err(|error| error.to_string())?
-            .with_root_certificates(roots);
+            .dangerous() // as the library calls every verifier but its own; what is added is below
+            .with_custom_certificate_verifier(Arc::new(Verifier { by_authorities, given }));
         let Some(ClientFiles { cert_file, key_file }) = &self.client else {
             return Ok(config.with_no_client_auth());
         };
@@ -283,6 +294,65 @@ impl Tls {
         config
             .with_client_auth_cert(certificates(cert_file)?, key)
             .map_err(|error| format!("{} and {}: {error}", cert_file.display(), key_file.display()))
+    }
+}
+
+/// Trusts what the authorities in `ca_file` have issued, and the certificates in it themselves: a broker at home often has
+/// one that signs itself, which its owner copies here. Such a one is no authority, or has no name of a host in it, and the
+/// standard's rules refuse it; but nothing can say better whom the owner means than the broker's very certificate.
+#[derive(Debug)]
+struct Verifier {
+    by_authorities: Arc<WebPkiServerVerifier>,
+    given: Vec<CertificateDer<'static>>,
+}
+
+impl ServerCertVerifier for Verifier {
+    fn verify_server_cert(
+        &self,
+        certificate: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        use CertificateError::{Expired, ExpiredContext, NotValidYet, NotValidYetContext};
+        let checked =
+            self.by_authorities.verify_server_cert(certificate, intermediates, name, ocsp_response, now);
+        match checked {
+            Err(rustls::Error::InvalidCertificate(error)) if self.given.contains(certificate) => {
+                match error {
+                    // Dates are checked first, so whatever else is wrong, these are right.
+                    Expired | ExpiredContext { .. } | NotValidYet | NotValidYetContext { .. } => {
+                        Err(error.into())
+                    }
+                    _ => Ok(ServerCertVerified::assertion()),
+                }
+            }
+            checked => checked,
+        }
+    }
+
+    /// That the broker holds the certificate's key is always checked.
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.by_authorities.verify_tls12_signature(message, certificate, signature)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.by_authorities.verify_tls13_signature(message, certificate, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.by_authorities.supported_verify_schemes()
     }
 }
 
