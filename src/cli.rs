@@ -22,7 +22,8 @@ pub struct Cli {
     pub options: Options,
 }
 
-/// Is this program called by the name of its forerunner? Then it does what that did: see `commands::smart_bms`.
+/// Is this program called by the name of its forerunner? Then it does what that did: see
+/// `commands::smart_bms`.
 pub fn is_smart_bms() -> bool {
     let name = env::args_os().next();
     name.as_deref().map(Path::new).and_then(Path::file_name).is_some_and(|name| name == "smart_bms")

@@ -285,7 +285,8 @@ fn a_file_that_is_silly_or_hostile_is_refused_at_once() {
         ("quotes", "'".repeat(200_001)),
     ] {
         fs::write(directory.join("config.yaml"), yaml).unwrap();
-        // A second of the processor's time, however much else it has to do: over that the system ends it.
+        // A second of the processor's time, however much else it has to do: over that the system
+        // ends it.
         let mut command = Command::new("sh");
         command.args(["-c", "ulimit -t 1 && exec \"$0\" check", env!("CARGO_BIN_EXE_bms2mqtt")]);
         let output = command.current_dir(&directory).env_clear().output().unwrap();
@@ -342,7 +343,8 @@ fn what_smart_bms_took_is_taken() {
         assert!(out.contains("\"Battery\": tty#1 at"), "{out}{err}");
     }
 
-    // On the console nothing goes to a broker or a topic, so whatever is written there does no harm.
+    // On the console nothing goes to a broker or a topic, so whatever is written there does no
+    // harm.
     for topic in ["MQTTtopik=a/#", "MQTTtopik=", "MQTTserver=", "MQTTserver=?", "MQTTtopik=\u{FFFD}", ""] {
         fs::write(directory.join("bms.conf"), format!("device=a\n{topic}\nout_to=consol\n")).unwrap();
         let (out, err) = text(&bms2mqtt(&directory).arg("check").output().unwrap());

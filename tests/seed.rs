@@ -1,4 +1,5 @@
-//! What users of `smart_bms` have: its folder, its script and its `bms.conf`, and a link of its name to this program.
+//! What users of `smart_bms` have: its folder, its script and its `bms.conf`, and a link of its
+//! name to this program.
 
 mod support;
 

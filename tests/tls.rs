@@ -307,8 +307,8 @@ async fn the_brokers_own_certificate_is_good_as_ca_file_and_no_other_like_it() {
     let key_usage = "subjectKeyIdentifier = hash";
     let not_an_authority = format!("basicConstraints = CA:FALSE\nsubjectAltName = {THIS_MACHINE}");
     for (name, extensions) in [
-        // What `openssl req -x509` makes, with no name in it that is looked at; the same with names; and as guides
-        // have it.
+        // What `openssl req -x509` makes, with no name in it that is looked at; the same with
+        // names; and as guides have it.
         ("authority", "basicConstraints = critical, CA:TRUE"),
         ("named", &format!("basicConstraints = CA:TRUE\nsubjectAltName = {THIS_MACHINE}")),
         ("unnamed", "basicConstraints = CA:FALSE"),

@@ -1,5 +1,6 @@
-//! What a program that is called `smart_bms` does as that did, so that scripts need no change: `bms.conf` comes first, `-d`
-//! speaks on standard output, and `-1` publishes where `out_to` is `mqtt`.
+//! What a program that is called `smart_bms` does as that did, so that scripts need no change:
+//! `bms.conf` comes first, `-d` speaks on standard output, and `-1` publishes where `out_to` is
+//! `mqtt`.
 
 use std::io::{self, Write};
 

@@ -37,7 +37,7 @@ pub(super) fn read(path: &Path) -> Result<Settings, Error> {
     let mut settings = if is_bms_conf(path, &text) {
         read_bms_conf(path, &text)?
     } else {
-        let text = str::from_utf8(bytes).map_err(|wrong| {
+        let text = std::str::from_utf8(bytes).map_err(|wrong| {
             let before = &bytes[..wrong.valid_up_to()];
             let line = before.iter().filter(|&&byte| byte == b'\n').count() + 1;
             error(Some(line), Problem::new("has a letter that is not UTF-8", "save the file as UTF-8"))
@@ -147,8 +147,8 @@ fn is_utf8(text: &str) -> bool {
     !text.contains(char::REPLACEMENT_CHARACTER)
 }
 
-/// `smart_bms` pasted this into a command line, `mosquitto_pub -h …`, so a port and a login could stand behind the host.
-/// What is wrong with it is told without its words: one may be a password.
+/// `smart_bms` pasted this into a command line, `mosquitto_pub -h …`, so a port and a login could
+/// stand behind the host. What is wrong with it is told without its words: one may be a password.
 fn server(text: &str) -> Result<Vec<(&'static str, String)>, Problem> {
     let mut words = text.split_whitespace().map(|word| word.trim_matches(['\'', '"']));
     let mut url = words.next().unwrap_or_default().to_owned();
@@ -172,8 +172,8 @@ fn server(text: &str) -> Result<Vec<(&'static str, String)>, Problem> {
     Ok(values)
 }
 
-/// `#` and `//` begin a comment at the line's beginning and behind a space. Elsewhere they belong to the value, as in
-/// `mqtt://` and `bus#1`.
+/// `#` and `//` begin a comment at the line's beginning and behind a space. Elsewhere they belong
+/// to the value, as in `mqtt://` and `bus#1`.
 fn without_comment(line: &str) -> &str {
     let begins = |&place: &usize| line[..place].chars().next_back().is_none_or(char::is_whitespace);
     let marks = line.match_indices('#').chain(line.match_indices("//")).map(|(place, _)| place);
@@ -403,10 +403,12 @@ fn line_that_is_too_much(text: &str) -> Option<usize> {
 
 const TAGGED: &str = "has the tag !";
 const TOO_MUCH: &str = "is too much";
-/// Bytes of values, and some for each thing. A few lines of aliases can stand for millions of values.
+/// Bytes of values, and some for each thing. A few lines of aliases can stand for millions of
+/// values.
 const BUDGET: usize = 1024 * 1024;
 
-/// Looks at everything before anything is taken: a tag would be dropped, and its value taken for the one that is meant.
+/// Looks at everything before anything is taken: a tag would be dropped, and its value taken for
+/// the one that is meant.
 #[derive(Clone, Copy)]
 struct Screen<'a> {
     budget: &'a Cell<usize>,

@@ -1,7 +1,7 @@
 //! What `-d` shows of the wire: every request, what came, and whether its checksum is right.
 //!
-//! It goes to the log. Of a program that is called `smart_bms` it goes to standard output, in the words of that program:
-//! `ZAPROS` is a request, `OTVET` a response, `rashet` its evaluation.
+//! It goes to the log. Of a program that is called `smart_bms` it goes to standard output, in the
+//! words of that program: `ZAPROS` is a request, `OTVET` a response, `rashet` its evaluation.
 
 use std::fmt::{self, Write as _};
 use std::io::{self, Write as _};

@@ -42,7 +42,8 @@ pub struct Endpoint {
 /// Files are read at every connection, so that renewed certificates and passwords are taken up.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tls {
-    /// PEM, of authorities or of the broker itself; without it the system's certificate authorities are trusted.
+    /// PEM, of authorities or of the broker itself; without it the system's certificate authorities
+    /// are trusted.
     pub ca_file: Option<PathBuf>,
     pub client: Option<ClientFiles>,
 }
@@ -297,9 +298,11 @@ impl Tls {
     }
 }
 
-/// Trusts what the authorities in `ca_file` have issued, and the certificates in it themselves: a broker at home often has
-/// one that signs itself, which its owner copies here. Such a one is no authority, or has no name of a host in it, and the
-/// standard's rules refuse it; but nothing can say better whom the owner means than the broker's very certificate.
+/// Trusts what the authorities in `ca_file` have issued, and the certificates in it themselves. A
+/// broker at home often has one that signs itself, which its owner copies here. The standard's rules
+/// refuse it where it is marked as an authority's or has no name of a host in it; but nothing says
+/// better whom the owner means than the broker's very certificate. Bytes are compared, so no other
+/// is accepted for it.
 #[derive(Debug)]
 struct Verifier {
     by_authorities: Arc<WebPkiServerVerifier>,

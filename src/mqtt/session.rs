@@ -122,7 +122,8 @@ impl Publisher {
     }
 }
 
-/// Publishes these messages, topic and payload, in a session of their own, and leaves when the broker has them.
+/// Publishes these messages, topic and payload, in a session of their own, and leaves when the
+/// broker has them.
 ///
 /// # Errors
 /// Why the broker does not take them, and what to do.
