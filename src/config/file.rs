@@ -246,9 +246,7 @@ fn read_yaml(path: &Path, text: &str) -> Result<Settings, Error> {
         let place = format!("{}:{line}", path.display());
         return Err(Error { place, key: String::new(), problem: nested_too_deeply() });
     }
-    let screened =
-        Screen { budget: &Cell::new(BUDGET) }.deserialize(serde_yaml::Deserializer::from_str(text));
-    let yaml = screened.and_then(|()| serde_yaml::from_str(text));
+    let yaml = walk(text, None).and_then(|()| serde_yaml::from_str(text));
     let yaml: Yaml = yaml.map_err(|error| yaml_error(path, &error))?;
     let mut settings = Settings { pack_count: yaml.packs.len(), ..Settings::default() };
     // A form leaves empty what is not filled in.
@@ -403,104 +401,55 @@ fn line_that_is_too_much(text: &str) -> Option<usize> {
 
 const TAGGED: &str = "has the tag !";
 const TOO_MUCH: &str = "is too much";
-/// Bytes of values, and some for each thing. A few lines of aliases can stand for millions of
-/// values.
-const BUDGET: usize = 1024 * 1024;
-
-/// Looks at everything before anything is taken: a tag would be dropped, and its value taken for
-/// the one that is meant.
-#[derive(Clone, Copy)]
-struct Screen<'a> {
-    budget: &'a Cell<usize>,
-}
-
-impl Screen<'_> {
-    fn spend<E: de::Error>(self, bytes: usize) -> Result<(), E> {
-        let left = self.budget.get().checked_sub(16 + bytes);
-        self.budget.set(left.ok_or_else(|| E::custom(TOO_MUCH))?);
-        Ok(())
-    }
-}
-
-impl<'de> DeserializeSeed<'de> for Screen<'_> {
-    type Value = ();
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
-        deserializer.deserialize_any(self)
-    }
-}
-
-impl<'de> Visitor<'de> for Screen<'_> {
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("anything")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
-        while map.next_key_seed(self)?.is_some() {
-            map.next_value_seed(self)?;
-        }
-        self.spend(0)
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut sequence: A) -> Result<(), A::Error> {
-        while sequence.next_element_seed(self)?.is_some() {}
-        self.spend(0)
-    }
-
-    fn visit_enum<A: EnumAccess<'de>>(self, data: A) -> Result<(), A::Error> {
-        let (tag, _) = data.variant::<String>()?;
-        Err(de::Error::custom(format_args!("{TAGGED}{tag}")))
-    }
-
-    fn visit_str<E: de::Error>(self, text: &str) -> Result<(), E> {
-        self.spend(text.len())
-    }
-
-    fn visit_bool<E: de::Error>(self, _: bool) -> Result<(), E> {
-        self.spend(0)
-    }
-
-    fn visit_i64<E: de::Error>(self, _: i64) -> Result<(), E> {
-        self.spend(0)
-    }
-
-    fn visit_u64<E: de::Error>(self, _: u64) -> Result<(), E> {
-        self.spend(0)
-    }
-
-    fn visit_f64<E: de::Error>(self, _: f64) -> Result<(), E> {
-        self.spend(0)
-    }
-
-    fn visit_unit<E: de::Error>(self) -> Result<(), E> {
-        self.spend(0)
-    }
-
-    /// A file with nothing in it.
-    fn visit_none<E: de::Error>(self) -> Result<(), E> {
-        self.spend(0)
-    }
-}
-
 /// The line on which this key stands, or else the nearest thing that holds it.
 pub(super) fn line_of(text: &str, key: &str) -> Option<usize> {
     let steps: Vec<&str> = key.split(['.', '[', ']']).filter(|step| !step.is_empty()).collect();
     (1..=steps.len()).rev().find_map(|count| {
-        let found = Finder(&steps[..count]).deserialize(serde_yaml::Deserializer::from_str(text));
-        // The finder fails on purpose at the place it looks for, and the library says where that is.
-        let error = found.err()?;
+        // The walker fails on purpose at the place it looks for, and the library says where that is.
+        let error = walk(text, Some(&steps[..count])).err()?;
         error.to_string().contains(FOUND).then(|| error.location())?.map(|location| location.line())
     })
 }
 
 const FOUND: &str = "found what was looked for";
+/// Bytes of values, and some for each thing. A few lines of aliases can stand for millions of
+/// values.
+const BUDGET: usize = 1024 * 1024;
 
-/// Walks down a path of keys and places, and fails where it ends.
-struct Finder<'a>(&'a [&'a str]);
+/// Looks at everything before anything is taken: a tag would be dropped, and its value taken for
+/// the one that is meant. Or, given a path, walks down its keys and places, and fails where it ends.
+fn walk(text: &str, path: Option<&[&str]>) -> Result<(), serde_yaml::Error> {
+    let walker = Walker { path, budget: &Cell::new(BUDGET) };
+    walker.deserialize(serde_yaml::Deserializer::from_str(text))
+}
 
-impl<'de> DeserializeSeed<'de> for Finder<'_> {
+#[derive(Clone, Copy)]
+struct Walker<'a> {
+    path: Option<&'a [&'a str]>,
+    budget: &'a Cell<usize>,
+}
+
+impl<'a> Walker<'a> {
+    fn arrive<E: de::Error>(self, bytes: usize) -> Result<(), E> {
+        if self.path.is_some_and(<[_]>::is_empty) {
+            return Err(E::custom(FOUND));
+        }
+        let left = self.budget.get().checked_sub(16 + bytes);
+        self.budget.set(left.ok_or_else(|| E::custom(TOO_MUCH))?);
+        Ok(())
+    }
+
+    /// Who goes on below this step, if it is worth it.
+    fn below(self, is_step: impl Fn(&str) -> bool) -> Option<Walker<'a>> {
+        match self.path {
+            None => Some(self),
+            Some([step, rest @ ..]) if is_step(step) => Some(Walker { path: Some(rest), ..self }),
+            Some(_) => None,
+        }
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for Walker<'_> {
     type Value = ();
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
@@ -508,13 +457,7 @@ impl<'de> DeserializeSeed<'de> for Finder<'_> {
     }
 }
 
-impl Finder<'_> {
-    fn found<E: de::Error>(&self) -> Result<(), E> {
-        if self.0.is_empty() { Err(E::custom(FOUND)) } else { Ok(()) }
-    }
-}
-
-impl<'de> Visitor<'de> for Finder<'_> {
+impl<'de> Visitor<'de> for Walker<'_> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -522,25 +465,22 @@ impl<'de> Visitor<'de> for Finder<'_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
-        self.found()?;
+        self.arrive(0)?;
         while let Some(key) = map.next_key::<String>()? {
-            if key == self.0[0] {
-                map.next_value_seed(Finder(&self.0[1..]))?;
-            } else {
-                map.next_value::<IgnoredAny>()?;
+            match self.below(|step| step == key) {
+                Some(walker) => map.next_value_seed(walker)?,
+                None => drop(map.next_value::<IgnoredAny>()?),
             }
         }
         Ok(())
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut sequence: A) -> Result<(), A::Error> {
-        self.found()?;
+        self.arrive(0)?;
         for place in 0_usize.. {
-            let here = self.0[0].parse() == Ok(place);
-            let more = if here {
-                sequence.next_element_seed(Finder(&self.0[1..]))?.is_some()
-            } else {
-                sequence.next_element::<IgnoredAny>()?.is_some()
+            let more = match self.below(|step| step.parse() == Ok(place)) {
+                Some(walker) => sequence.next_element_seed(walker)?.is_some(),
+                None => sequence.next_element::<IgnoredAny>()?.is_some(),
             };
             if !more {
                 break;
@@ -549,27 +489,37 @@ impl<'de> Visitor<'de> for Finder<'_> {
         Ok(())
     }
 
-    fn visit_str<E: de::Error>(self, _: &str) -> Result<(), E> {
-        self.found()
+    fn visit_enum<A: EnumAccess<'de>>(self, data: A) -> Result<(), A::Error> {
+        let (tag, _) = data.variant::<String>()?;
+        Err(de::Error::custom(format_args!("{TAGGED}{tag}")))
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<(), E> {
+        self.arrive(text.len())
     }
 
     fn visit_bool<E: de::Error>(self, _: bool) -> Result<(), E> {
-        self.found()
+        self.arrive(0)
     }
 
     fn visit_i64<E: de::Error>(self, _: i64) -> Result<(), E> {
-        self.found()
+        self.arrive(0)
     }
 
     fn visit_u64<E: de::Error>(self, _: u64) -> Result<(), E> {
-        self.found()
+        self.arrive(0)
     }
 
     fn visit_f64<E: de::Error>(self, _: f64) -> Result<(), E> {
-        self.found()
+        self.arrive(0)
     }
 
     fn visit_unit<E: de::Error>(self) -> Result<(), E> {
-        self.found()
+        self.arrive(0)
+    }
+
+    /// A file with nothing in it.
+    fn visit_none<E: de::Error>(self) -> Result<(), E> {
+        self.arrive(0)
     }
 }

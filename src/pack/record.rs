@@ -1,9 +1,9 @@
 //! What a pack keeps over restarts, and the text it is kept as.
 
-use std::borrow::Cow;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::alarms::Alarms;
 use super::energy::Totals;
@@ -17,23 +17,16 @@ pub struct Record {
 /// As it is written. What is unknown was written by a newer version, and is not to be lost by writing without it.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct File<'a> {
+struct File {
     /// Of the program that wrote it last; files of the first versions have none.
-    #[serde(borrow, default)]
-    version: Cow<'a, str>,
+    #[serde(default)]
+    version: String,
     #[serde(rename = "charged_100nj")]
     charged: u64,
     #[serde(rename = "discharged_100nj")]
     discharged: u64,
     #[serde(default)]
     alarms: Alarms,
-}
-
-/// Of a file that is not understood, all that is.
-#[derive(Deserialize)]
-struct Stamp<'a> {
-    #[serde(borrow, default)]
-    version: Cow<'a, str>,
 }
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -78,7 +71,7 @@ impl Record {
     pub fn to_json(&self) -> String {
         let Record { energy: Totals { charged, discharged }, alarms } = *self;
         // Integers cannot fail to serialize.
-        let version = Cow::Borrowed(VERSION);
+        let version = VERSION.to_owned();
         serde_json::to_string(&File { version, charged, discharged, alarms }).unwrap_or_default()
     }
 
@@ -86,10 +79,11 @@ impl Record {
     /// When the text is not what [`Record::to_json`] writes.
     pub fn from_json(text: &str) -> Result<Record, Unreadable> {
         let File { charged, discharged, alarms, .. } = serde_json::from_str(text).map_err(|error| {
-            let version = serde_json::from_str(text).map(|Stamp { version }| version).unwrap_or_default();
+            let all: Value = serde_json::from_str(text).unwrap_or_default();
+            let version = all["version"].as_str().unwrap_or_default();
             let unknown = error.is_data() && error.to_string().starts_with("unknown field");
-            if order(&version) > order(VERSION) || (unknown && version.is_empty()) {
-                Unreadable::Newer(version.into_owned())
+            if order(version) > order(VERSION) || (unknown && version.is_empty()) {
+                Unreadable::Newer(version.to_owned())
             } else {
                 Unreadable::Damaged(error)
             }
