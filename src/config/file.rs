@@ -123,10 +123,20 @@ fn read_bms_conf(path: &Path, text: &str) -> Result<Settings, Error> {
     }
     // On the console nothing goes to a broker: whatever stands there does no harm.
     if settings.by_key.get("console").is_some_and(|setting| setting.text == "true") {
-        let of_use = |topic: &str| value::any_topic(topic).is_ok() && is_utf8(topic);
-        settings.by_key.retain(|key, setting| key != "packs[0].json_topic" || of_use(&setting.text));
-        if settings.by_key.get("mqtt.url").is_some_and(|url| value::broker_url(&url.text).is_err()) {
-            settings.by_key.retain(|key, _| !key.starts_with("mqtt."));
+        let useless = |key, wanted: fn(&str) -> bool| {
+            settings.by_key.get(key).is_some_and(|setting| !wanted(&setting.text))
+        };
+        let topic = useless("packs[0].json_topic", |text| value::any_topic(text).is_ok() && is_utf8(text));
+        let url = useless("mqtt.url", |text| value::broker_url(text).is_ok() && is_utf8(text));
+        for (key, useless) in [
+            ("packs[0].json_topic", topic),
+            ("mqtt.url", url),
+            ("mqtt.username", url),
+            ("mqtt.password", url),
+        ] {
+            if useless {
+                settings.by_key.remove(key);
+            }
         }
     }
     // Where a file is in another encoding, its comments may be anything, and its values are ASCII.

@@ -12,10 +12,12 @@ use rumqttc::{
     AsyncClient, ConnectReturnCode, ConnectionError, EventLoop, LastWill, MqttOptions, NetworkOptions,
     StateError, TlsConfiguration, TlsError, Transport,
 };
-use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{verify_server_cert_signed_by_trust_anchor, verify_server_name};
+use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::server::ParsedCertificate;
 use rustls::{
     AlertDescription, CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
 };
@@ -279,14 +281,12 @@ impl Tls {
             }
         }
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let by_authorities =
-            WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider)).build();
-        let by_authorities = by_authorities.map_err(|error| error.to_string())?;
+        let algorithms = provider.signature_verification_algorithms;
         let config = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .map_err(|error| error.to_string())?
             .dangerous() // as the library calls every verifier but its own; what is added is below
-            .with_custom_certificate_verifier(Arc::new(Verifier { by_authorities, given }));
+            .with_custom_certificate_verifier(Arc::new(Verifier { roots, given, algorithms }));
         let Some(ClientFiles { cert_file, key_file }) = &self.client else {
             return Ok(config.with_no_client_auth());
         };
@@ -305,8 +305,9 @@ impl Tls {
 /// is accepted for it.
 #[derive(Debug)]
 struct Verifier {
-    by_authorities: Arc<WebPkiServerVerifier>,
+    roots: RootCertStore,
     given: Vec<CertificateDer<'static>>,
+    algorithms: WebPkiSupportedAlgorithms,
 }
 
 impl ServerCertVerifier for Verifier {
@@ -315,13 +316,17 @@ impl ServerCertVerifier for Verifier {
         certificate: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
         name: &ServerName<'_>,
-        ocsp_response: &[u8],
+        _ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
         use CertificateError::{Expired, ExpiredContext, NotValidYet, NotValidYetContext};
+        let parsed = ParsedCertificate::try_from(certificate)?;
+        let algorithms = self.algorithms.all;
         let checked =
-            self.by_authorities.verify_server_cert(certificate, intermediates, name, ocsp_response, now);
+            verify_server_cert_signed_by_trust_anchor(&parsed, &self.roots, intermediates, now, algorithms)
+                .and_then(|()| verify_server_name(&parsed, name));
         match checked {
+            Ok(()) => Ok(ServerCertVerified::assertion()),
             Err(rustls::Error::InvalidCertificate(error)) if self.given.contains(certificate) => {
                 match error {
                     // Dates are checked first, so whatever else is wrong, these are right.
@@ -331,7 +336,7 @@ impl ServerCertVerifier for Verifier {
                     _ => Ok(ServerCertVerified::assertion()),
                 }
             }
-            checked => checked,
+            Err(error) => Err(error),
         }
     }
 
@@ -342,7 +347,7 @@ impl ServerCertVerifier for Verifier {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.by_authorities.verify_tls12_signature(message, certificate, signature)
+        verify_tls12_signature(message, certificate, signature, &self.algorithms)
     }
 
     fn verify_tls13_signature(
@@ -351,11 +356,11 @@ impl ServerCertVerifier for Verifier {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.by_authorities.verify_tls13_signature(message, certificate, signature)
+        verify_tls13_signature(message, certificate, signature, &self.algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.by_authorities.supported_verify_schemes()
+        self.algorithms.supported_schemes()
     }
 }
 
