@@ -345,7 +345,15 @@ fn what_smart_bms_took_is_taken() {
 
     // On the console nothing goes to a broker or a topic, so whatever is written there does no
     // harm.
-    for topic in ["MQTTtopik=a/#", "MQTTtopik=", "MQTTserver=", "MQTTserver=?", "MQTTtopik=\u{FFFD}", ""] {
+    for topic in [
+        "MQTTtopik=a/#",
+        "MQTTtopik=",
+        "MQTTserver=",
+        "MQTTserver=?",
+        "MQTTserver=host -q 1",
+        "MQTTtopik=\u{FFFD}",
+        "",
+    ] {
         fs::write(directory.join("bms.conf"), format!("device=a\n{topic}\nout_to=consol\n")).unwrap();
         let (out, err) = text(&bms2mqtt(&directory).arg("check").output().unwrap());
         assert!(out.contains("one-line JSON on standard output, no broker"), "{topic}: {out}{err}");

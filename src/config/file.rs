@@ -72,6 +72,7 @@ const BMS_CONF_KEYS: [(&str, &str); 5] = [
 
 fn read_bms_conf(path: &Path, text: &str) -> Result<Settings, Error> {
     let mut settings = Settings { pack_count: 1, ..Settings::default() };
+    let mut wrong_server = None;
     for (number, line) in (1..).zip(text.lines()) {
         let line = without_comment(line);
         if line.is_empty() {
@@ -95,11 +96,14 @@ fn read_bms_conf(path: &Path, text: &str) -> Result<Settings, Error> {
             ));
         };
         let values = match name {
-            "MQTTserver" => server(text).map_err(|problem| error(key, problem))?,
+            "MQTTserver" => server(text).unwrap_or_else(|problem| {
+                wrong_server = Some(error(key, problem));
+                Vec::new()
+            }),
             "run_interval" => {
                 let seconds = text.split([' ', '\t', '#', '/']).next().unwrap_or_default();
                 if seconds.parse::<f64>().is_err() {
-                    let wrong = format!("\"{text}\" is not a number");
+                    let wrong = format!("\"{text:.100}\" is not a number");
                     return Err(error(key, Problem::new(wrong, "write seconds, such as 5")));
                 }
                 vec![(ours, format!("{seconds}s"))]
@@ -108,7 +112,7 @@ fn read_bms_conf(path: &Path, text: &str) -> Result<Settings, Error> {
                 "mqtt" => vec![(ours, "false".to_owned())],
                 "consol" => vec![(ours, "true".to_owned())],
                 _ => {
-                    let wrong = format!("\"{text}\" is not a way out");
+                    let wrong = format!("\"{text:.100}\" is not a way out");
                     return Err(error(key, Problem::new(wrong, "write mqtt or consol")));
                 }
             },
@@ -138,6 +142,8 @@ fn read_bms_conf(path: &Path, text: &str) -> Result<Settings, Error> {
                 settings.by_key.remove(key);
             }
         }
+    } else if let Some(error) = wrong_server {
+        return Err(error);
     }
     // Where a file is in another encoding, its comments may be anything, and its values are ASCII.
     for Setting { text, place } in settings.by_key.values() {
