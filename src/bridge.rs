@@ -88,17 +88,24 @@ pub fn health_address(config: &Config) -> io::Result<SocketAddr> {
 
 /// Says that these packs have a living bridge, for as long as the locks are held.
 fn lock_packs(state_dir: &Path, packs: &[Pack]) -> Vec<state_file::Lock> {
-    let lock = |pack: &Pack| match state_file::lock(&lock_file(state_dir, &pack.name.id)) {
-        Ok(None) => {
-            warn!(
-                pack = pack.name.id,
-                "another bms2mqtt on this machine has this pack too: give it another id"
-            );
-            None
+    let lock = |pack: &Pack| {
+        let file = lock_file(state_dir, &pack.name.id);
+        match state_file::lock(&file) {
+            Ok(None) => {
+                warn!(
+                    pack = pack.name.id,
+                    "another bms2mqtt on this machine has this pack too: give it another id"
+                );
+                None
+            }
+            Ok(lock) => lock,
+            Err(error) if file.is_symlink() => {
+                warn!(pack = pack.name.id, "{}: {error}; take it away", file.display());
+                None
+            }
+            // Whoever counts the energy says that this directory cannot be written.
+            Err(_) => None,
         }
-        Ok(lock) => lock,
-        // Whoever counts the energy says that this directory cannot be written.
-        Err(_) => None,
     };
     packs.iter().filter_map(lock).collect()
 }

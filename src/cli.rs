@@ -2,9 +2,10 @@
 //!
 //! Texts are set for a terminal of 80 columns.
 
+use std::env;
 use std::ffi::OsString;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::error::ErrorKind;
@@ -36,10 +37,11 @@ const SHARED: [(&str, &[&str]); 6] = [
     ("simulate", &["baud", "debug", "log_format"]),
     ("demo", &["debug", "log_format"]),
 ];
-/// All but `--once` and `--debug`.
+/// All but `--once`.
 const CONFIGURATION: &[&str] = &[
     "config",
     "port",
+    "debug",
     "log_format",
     "state_dir",
     "language",
@@ -105,6 +107,13 @@ fn with_options(command: clap::Command, choose: impl Fn(&str, &Arg) -> Option<Ar
             options.iter().filter_map(|option| choose(command.get_name(), option)).collect();
         command.args(chosen)
     })
+}
+
+/// Is this program called by the name of its forerunner? Then it does what that did: see
+/// `commands::smart_bms`.
+pub fn is_smart_bms() -> bool {
+    let name = env::args_os().next();
+    name.as_deref().map(Path::new).and_then(Path::file_name).is_some_and(|name| name == "smart_bms")
 }
 
 #[derive(Subcommand)]
@@ -230,8 +239,9 @@ pub struct MqttOptions {
     #[arg(long = "mqtt-password-file", value_name = "FILE", verbatim_doc_comment, global = true)]
     pub password_file: Option<String>,
 
-    /// Certificate authority of the broker, PEM
-    #[arg(long = "mqtt-ca-file", value_name = "FILE", global = true)]
+    /// Certificate authority of the broker, or its own
+    /// certificate, PEM
+    #[arg(long = "mqtt-ca-file", value_name = "FILE", verbatim_doc_comment, global = true)]
     pub ca_file: Option<String>,
 
     /// Client certificate, PEM

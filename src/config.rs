@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use tracing::warn;
 
-use crate::cli::Options;
+use crate::cli::{Options, is_smart_bms};
 use crate::home_assistant::language::Language;
 use crate::link::Address;
 use crate::mqtt::access::{Access, Whereabouts};
@@ -170,6 +170,8 @@ impl Config {
 /// What a `bms.conf` sets, checked; what it leaves out is `None`.
 pub struct BmsConf {
     pub url: Option<String>,
+    pub username: Option<String>,
+    pub password: Option<String>,
     pub port: Option<String>,
     pub interval: Option<String>,
     pub json_topic: Option<String>,
@@ -190,6 +192,8 @@ pub fn bms_conf(path: &Path) -> Result<BmsConf, Error> {
     let mut text = |key: &str| by_key.remove(key).map(|setting| setting.text);
     Ok(BmsConf {
         url: text("mqtt.url"),
+        username: text("mqtt.username"),
+        password: text("mqtt.password"),
         port: text("packs[0].port"),
         interval: text("packs[0].interval"),
         json_topic: text("packs[0].json_topic"),
@@ -257,7 +261,12 @@ fn find_file(options: &Options, variable: impl Fn(&str) -> Option<String>) -> Re
     if let Some(path) = variable(CONFIG_VARIABLE) {
         return Ok(Some(path.into()));
     }
-    if let Some(path) = DEFAULT_FILES.iter().map(Path::new).find(|path| path.exists()) {
+    let mut files = DEFAULT_FILES;
+    if is_smart_bms() {
+        // A script's folder may have a config.yaml of anything, and the package has brought one.
+        files.rotate_right(2);
+    }
+    if let Some(path) = files.iter().map(Path::new).find(|path| path.exists()) {
         return Ok(Some(path.to_owned()));
     }
     if variable("BMS2MQTT_PORT").is_some() {
@@ -305,7 +314,8 @@ impl Settings {
         // A password given later replaces the file's way of giving one.
         for (one, other) in [("mqtt.password", "mqtt.password_file"), ("mqtt.password_file", "mqtt.password")]
         {
-            let in_file = |key| matches!(self.by_key.get(key), Some(Setting { place: Place::Yaml, .. }));
+            let place = |key| self.by_key.get(key).map(|setting| &setting.place);
+            let in_file = |key| matches!(place(key), Some(Place::Yaml | Place::BmsConf(..)));
             if self.by_key.contains_key(one) && !in_file(one) && in_file(other) {
                 self.by_key.remove(other);
             }
@@ -536,7 +546,7 @@ impl Settings {
             address,
             interval: interval.unwrap_or(Duration::from_secs(5)),
             offline_after: self.get(&key("offline_after"), value::count)?.unwrap_or(DEFAULT_OFFLINE_AFTER),
-            json_topic: self.get(&key("json_topic"), value::topic)?,
+            json_topic: self.get(&key("json_topic"), value::any_topic)?,
         })
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bms2mqtt::cli::{self, Cli, Command, Options};
 use bms2mqtt::commands::{
-    Failure, check, dashboard, decode, demo, health, import, once, print, run, say, scan, simulate,
+    Failure, check, dashboard, decode, demo, health, import, once, print, run, say, scan, simulate, smart_bms,
 };
 use bms2mqtt::config::Config;
 use bms2mqtt::logging;
@@ -38,7 +38,7 @@ fn main() -> ExitCode {
 
 fn start(Cli { command, once, options }: Cli) -> Result<(), Failure> {
     let level = match &command {
-        _ if options.debug => LevelFilter::DEBUG,
+        _ if options.debug && !smart_bms::begin_debug(&options) => LevelFilter::DEBUG,
         // The table says it all.
         Some(Command::Demo(_)) => LevelFilter::WARN,
         _ => LevelFilter::INFO,

@@ -163,8 +163,7 @@ fn load(path: &Path) -> Result<Record, String> {
         return Ok(Record::default());
     };
     // Beginning at zero again would add false energy to the statistics of years: a person decides that.
-    Record::from_json(&text)
-        .map_err(|error| format!("{} is damaged ({error}); delete it to begin at zero", path.display()))
+    Record::from_json(&text).map_err(|error| format!("{} {error}", path.display()))
 }
 
 #[cfg(test)]
@@ -230,6 +229,40 @@ mod tests {
         assert_eq!(shown(&mut memory).await, None);
         memory.close().await;
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "{");
+        std::fs::remove_dir_all(directory).unwrap();
+    }
+
+    #[test]
+    fn a_file_of_a_newer_version_is_called_that() {
+        let directory = scratch("newer");
+        let path = directory.join("house.json");
+        std::fs::create_dir_all(&directory).unwrap();
+        let own = env!("CARGO_PKG_VERSION");
+        let said = |text: &str| {
+            std::fs::write(&path, text).unwrap();
+            load(&path).unwrap_err().replace(path.to_str().unwrap(), "FILE")
+        };
+        let newer = |version: &str| {
+            format!(
+                "FILE was written by a newer version{version}, and this is {own}; install that one again, or move \
+                 the file away to begin at zero"
+            )
+        };
+        // Something new in it; and something that is known, and has another form now.
+        let numbers = r#""charged_100nj":1,"discharged_100nj":2"#;
+        assert_eq!(said(&format!(r#"{{"version":"97.1.0",{numbers},"cost":3}}"#)), newer(", 97.1.0"));
+        assert_eq!(said(&format!(r#"{{"version":"97.1.0",{numbers},"alarms":[]}}"#)), newer(", 97.1.0"));
+        assert_eq!(said(r#"{"version":"97.1.0"}"#), newer(", 97.1.0"));
+        assert_eq!(said(&format!(r#"{{{numbers},"cost":3}}"#)), newer(""));
+        // What is understood is taken, whoever has written it.
+        std::fs::write(&path, format!(r#"{{"version":"97.1.0",{numbers}}}"#)).unwrap();
+        assert_ne!(load(&path).unwrap(), Record::default());
+
+        for text in
+            ["{", r#"{"version":"0.0.1"}"#, &format!(r#"{{"version":"{own}"}}"#), r#"{"version":"97""#]
+        {
+            assert!(said(text).starts_with("FILE is damaged ("), "{text}");
+        }
         std::fs::remove_dir_all(directory).unwrap();
     }
 }

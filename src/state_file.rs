@@ -1,22 +1,40 @@
 //! Small files that survive a power cut: written beside, synced, and moved into place.
+//!
+//! No link is followed: who can write in this directory must not make the bridge, which may be
+//! root, write elsewhere.
 
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::{Flock, FlockArg, OFlag};
 
 /// The file's text, or `None` when there is none yet.
 ///
 /// # Errors
 /// When there is a file that cannot be read.
 pub fn load(path: &Path) -> io::Result<Option<String>> {
-    match fs::read_to_string(path) {
-        Ok(text) => Ok(Some(text)),
+    match open(path, File::options().read(true)) {
+        Ok(mut file) => {
+            let mut text = String::new();
+            file.read_to_string(&mut text)?;
+            Ok(Some(text))
+        }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+fn open(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
+    let opened = options.custom_flags(OFlag::O_NOFOLLOW.bits()).open(path);
+    opened.map_err(|error| match error.raw_os_error() {
+        Some(number) if number == Errno::ELOOP as i32 => {
+            io::Error::new(error.kind(), "it is a link, and nothing here follows one")
+        }
+        _ => error,
+    })
 }
 
 /// Replaces the file: whoever reads it finds the old text or the new one, whenever the power goes.
@@ -28,7 +46,13 @@ pub fn save(path: &Path, text: &str) -> io::Result<()> {
     let directory = path.parent().unwrap_or(Path::new("."));
     fs::create_dir_all(directory)?;
     let beside = path.with_extension("new");
-    let mut file = File::create(&beside)?;
+    // Whatever is there (half a file of a power cut, or a link) goes, so that what is written is a
+    // file made just now.
+    match fs::remove_file(&beside) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = File::create_new(&beside)?;
     file.write_all(text.as_bytes())?;
     // Without this a power cut may keep the move and lose the text.
     file.sync_all()?;
@@ -44,7 +68,7 @@ pub struct Lock(#[allow(dead_code)] Flock<File>); // held, never read
 /// # Errors
 /// When the file cannot be made or locked.
 pub fn lock(path: &Path) -> io::Result<Option<Lock>> {
-    let file = File::options().create(true).truncate(false).write(true).open(path)?;
+    let file = open(path, File::options().create(true).truncate(false).write(true))?;
     match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
         Ok(lock) => Ok(Some(Lock(lock))),
         Err((_, Errno::EWOULDBLOCK)) => Ok(None),
@@ -54,6 +78,8 @@ pub fn lock(path: &Path) -> io::Result<Option<Lock>> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::symlink;
+
     use super::*;
 
     #[test]
@@ -69,6 +95,38 @@ mod tests {
         fs::write(path.with_extension("new"), "ha").unwrap();
         save(&path, "three").unwrap();
         assert_eq!(load(&path).unwrap().as_deref(), Some("three"));
+        fs::remove_dir_all(directory).unwrap();
+    }
+
+    #[test]
+    fn no_link_leads_elsewhere() {
+        let directory = std::env::temp_dir().join(format!("bms2mqtt-links-{}", std::process::id()));
+        fs::create_dir_all(&directory).unwrap();
+        let [path, precious, nothing] =
+            ["house.json", "precious", "nothing"].map(|name| directory.join(name));
+        fs::write(&precious, "precious").unwrap();
+        let kept = || fs::read_to_string(&precious).unwrap() == "precious" && !nothing.exists();
+        for target in [&precious, &nothing] {
+            symlink(target, path.with_extension("new")).unwrap();
+            save(&path, "one").unwrap();
+            assert_eq!(load(&path).unwrap().as_deref(), Some("one"));
+            assert!(kept(), "written through the file beside");
+
+            fs::remove_file(&path).unwrap();
+            symlink(target, &path).unwrap();
+            let error = load(&path).unwrap_err().to_string();
+            assert_eq!(error, "it is a link, and nothing here follows one");
+            save(&path, "two").unwrap();
+            assert_eq!(fs::read_to_string(&path).unwrap(), "two");
+            assert!(kept(), "written through the file");
+
+            let lock_file = path.with_extension("lock");
+            symlink(target, &lock_file).unwrap();
+            let error = lock(&lock_file).err().map(|error| error.to_string());
+            assert_eq!(error.as_deref(), Some("it is a link, and nothing here follows one"));
+            assert!(kept(), "made through the lock");
+            fs::remove_file(lock_file).unwrap();
+        }
         fs::remove_dir_all(directory).unwrap();
     }
 

@@ -298,15 +298,29 @@ fn the_journal_is_not_told_the_time() {
 #[tokio::test]
 async fn import_makes_a_configuration_that_does_what_bms_conf_did() {
     let directory = scratch("import");
-    let conf = "device=/dev/ttyUSB7\nMQTTserver=192.168.1.10 // home\nMQTTtopik=test_1\nrun_interval=7\nout_to=mqtt\n";
+    let conf = "device=/dev/ttyUSB7\nMQTTserver=192.168.1.10 // home\nMQTTtopik=/test_1\nrun_interval=7\nout_to=mqtt\n";
     fs::write(directory.join("bms.conf"), conf).unwrap();
     let (_, before, _) = run(&directory, &["check"]).await;
     let (code, advice, err) = run(&directory, &["import", "bms.conf"]).await;
     assert_eq!((code, err.as_str()), (0, ""));
-    assert!(advice.starts_with("config.yaml is written.") && advice.contains("smart_bms -1"), "{advice}");
+    assert!(
+        advice.starts_with("config.yaml is written.") && advice.contains("bms2mqtt)\" ./smart_bms\n"),
+        "{advice}"
+    );
     let (_, after, _) = run(&directory, &["check"]).await;
     assert!(after.starts_with("./config.yaml: good\nbroker mqtt://192.168.1.10:1883\n"), "{after}");
     assert_eq!(before.replace("bms.conf", "config.yaml"), after);
+
+    // `smart_bms` handed what stands behind the host to mosquitto_pub: so a login could be there.
+    fs::write(directory.join("bms.conf"), conf.replace(".10 ", ".10 -u bms -P 'hunter#2' -p 1884 ")).unwrap();
+    let (code, _, err) = run(&directory, &["import", "bms.conf", "-o", "login.yaml"]).await;
+    assert_eq!((code, err.as_str()), (0, ""));
+    let (_, out, _) = run(&directory, &["check", "-c", "login.yaml"]).await;
+    assert!(out.contains("broker mqtt://192.168.1.10:1884 as user bms with a password\n"), "{out}");
+    let login = directory.join("login.yaml");
+    assert!(fs::read_to_string(&login).unwrap().contains("password: hunter#2\n"));
+    assert_eq!(fs::metadata(&login).unwrap().mode() & 0o777, 0o600);
+    fs::write(directory.join("bms.conf"), conf).unwrap();
 
     let (code, _, err) = run(&directory, &["import"]).await;
     assert_eq!(code, 2);

@@ -42,6 +42,34 @@ const WRONG: &[(&str, &str, &str, &str, &str)] = &[
     ("packs:\n  - port: udp://host:1", "config.yaml:2", "packs[0].port", "udp://", "/dev/ttyUSB0"),
     ("packs:\n  - port: tcp://host:99999", "config.yaml:2", "packs[0].port", "99999", "1 to 65535"),
     ("packs:\n  - port: [a, b]", "config.yaml:2", "packs[0].port", "is a list", "one value"),
+    (
+        "packs:\n  - port: 192.168.1.20:2000",
+        "config.yaml:2",
+        "packs[0].port",
+        "\"192.168.1.20:2000\" is no serial port",
+        "did you mean tcp://192.168.1.20:2000?",
+    ),
+    (
+        "packs:\n  - port: esp.lan:6638",
+        "config.yaml:2",
+        "packs[0].port",
+        "\"esp.lan:6638\" is no serial port",
+        "did you mean tcp://esp.lan:6638?",
+    ),
+    (
+        "packs:\n  - port: 192.168.1.20",
+        "config.yaml:2",
+        "packs[0].port",
+        "no serial port",
+        "did you mean tcp://192.168.1.20:2000, with",
+    ),
+    (
+        "packs:\n  - port: 'fe80::1'",
+        "config.yaml:2",
+        "packs[0].port",
+        "no serial port",
+        "did you mean tcp://[fe80::1]:2000, with",
+    ),
     ("packs:\n  - port: a\n    id: House", "config.yaml:3", "packs[0].id", "\"House\"", "small letters"),
     (
         "packs:\n  - port: a\n    id: bridge",
@@ -152,6 +180,24 @@ const WRONG: &[(&str, &str, &str, &str, &str)] = &[
         "mqtt.key_file",
     ),
     ("mqtt: {url: hunter2", "config.yaml:", "", "not YAML", "quotes"),
+    (
+        "mqtt:\n  username: u\n  password: !secret hunter2\npacks: [{port: a}]",
+        "config.yaml:3",
+        "mqtt.password",
+        "has the tag !secret",
+        "password_file",
+    ),
+    (
+        "mqtt:\n  username: !env_var hunter2",
+        "config.yaml:2",
+        "mqtt.username",
+        "the tag !env_var",
+        "value itself",
+    ),
+    ("packs: !include packs.yaml", "config.yaml:1", "packs", "the tag !include", "value itself"),
+    ("packs:\n  - !secret pack", "config.yaml:2", "packs[0]", "the tag !secret", "value itself"),
+    ("mqtt:\n  password: !vault", "config.yaml:2", "mqtt.password", "the tag !vault", "password_file"),
+    ("mqtt: &m\n  url: *m", "config.yaml:", "", "nested too deeply", "more than one level"),
     ("mqtt:\n\turl: mqtt://host", "config.yaml:2", "", "not YAML", "no tabs"),
     ("mqtt:\n  password:hunter2", "config.yaml:2", "mqtt", "is one value", "key: value"),
     (
@@ -191,6 +237,152 @@ fn a_wrong_file_gets_one_message_that_says_all() {
 }
 
 #[test]
+fn a_flag_is_what_yaml_1_1_calls_true_or_false() {
+    let directory = directory("flags");
+    let yes = ["y", "Y", "yes", "Yes", "YES", "true", "True", "TRUE", "on", "On", "ON", "'yes'"];
+    let no = ["n", "N", "no", "No", "NO", "false", "False", "FALSE", "off", "Off", "OFF"];
+    for (spellings, shown) in [(&yes[..], "discovery under homeassistant/"), (&no, "no discovery")] {
+        for spelling in spellings {
+            let yaml = format!("home_assistant:\n  discovery: {spelling}\npacks: [{{port: a}}]\n");
+            fs::write(directory.join("config.yaml"), yaml).unwrap();
+            let (out, err) = text(&bms2mqtt(&directory).arg("check").output().unwrap());
+            assert!(out.contains(shown), "{spelling}: {out}{err}");
+        }
+    }
+    fs::remove_dir_all(directory).unwrap();
+}
+
+#[test]
+fn a_file_that_is_silly_or_hostile_is_refused_at_once() {
+    let directory = directory("hostile");
+    let mut laughs = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
+    for level in 1..30 {
+        let inner = vec![format!("*a{}", level - 1); 10].join(", ");
+        laughs += &format!("a{level}: &a{level} [{inner}]\n");
+    }
+    let wide = format!("a: &a [{}]\nb: [{}]\n", "x,".repeat(20_000), "*a,".repeat(20_000));
+    for (what, yaml) in [
+        ("brackets", "[".repeat(1_000_000)),
+        ("fewer brackets", format!("packs: {}", "[".repeat(100_000))),
+        ("braces", "{a: ".repeat(100_000)),
+        ("dashes", "- ".repeat(100_000)),
+        ("complex keys", "? ".repeat(100_000)),
+        ("brackets that close", format!("{}{}", "[".repeat(50_000), "]".repeat(50_000))),
+        ("a chain of aliases", laughs),
+        ("a wide list of aliases", wide),
+        ("itself", "packs: &p\n  - *p\n".to_owned()),
+        ("half the brackets", format!("packs: {}", "[".repeat(60_000))),
+        (
+            "a wide list of a long text",
+            format!("a: &a {}\nb: [{}]\n", "x".repeat(60_000), "*a,".repeat(20_000)),
+        ),
+        ("a long key", format!("{}: 1\n", "x".repeat(900))),
+        ("a large file", "# \n".repeat(1_000_000)),
+        ("a large value", format!("state_dir: {}", "x".repeat(2_000_000))),
+        ("many directives", "%TAG !a! tag:a\n".repeat(60_000)),
+        ("some directives", (0..6000).map(|n| format!("%TAG !a{n}! tag:a\n")).collect()),
+        ("many anchors", (0..6000).map(|n| format!("a{n}: &a{n} x\n")).collect()),
+        ("quotes", "'".repeat(200_001)),
+    ] {
+        fs::write(directory.join("config.yaml"), yaml).unwrap();
+        // A second of the processor's time, however much else it has to do: over that the system
+        // ends it.
+        let mut command = Command::new("sh");
+        command.args(["-c", "ulimit -t 1 && exec \"$0\" check", env!("CARGO_BIN_EXE_bms2mqtt")]);
+        let output = command.current_dir(&directory).env_clear().output().unwrap();
+        let (_, err) = text(&output);
+        assert_eq!(output.status.code(), Some(2), "{what}: {} {err:.300}", output.status);
+        assert!(err.starts_with("bms2mqtt: ./config.yaml") && err.lines().count() == 1, "{what}: {err:.300}");
+        assert!(err.len() < 600, "{what}: {} bytes: {err:.300}", err.len());
+    }
+    fs::remove_dir_all(directory).unwrap();
+}
+
+#[test]
+fn what_smart_bms_took_is_taken() {
+    let directory = directory("seed");
+    // "# the port" and "// seconds" in CP1251.
+    let comment: &[u8] = b"# \xEF\xEE\xF0\xF2\n// \xF1\xE5\xEA\xF3\xED\xE4\xFB\n";
+    let good =
+        "device=/dev/ttyUSB7\nMQTTserver=192.168.1.10\nMQTTtopik=/test_1\nrun_interval=7\nout_to=mqtt\n";
+    let crlf = good.replace('\n', "\r\n");
+    let spaced = good.replace('=', " = ").replace('\n', " \t\n");
+    let commented = good.replace('\n', " # here\n").replace("=7 #", "=7 //");
+    for (what, bytes) in [
+        ("as it is", good.as_bytes().to_vec()),
+        ("CP1251", [comment, good.as_bytes(), comment].concat()),
+        ("CP1251 beside values", good.replace("mqtt\n", "mqtt # ").bytes().chain([0xEF, b'\n']).collect()),
+        ("UTF-8 with a byte-order mark", [b"\xEF\xBB\xBF", good.as_bytes()].concat()),
+        ("a mark before a comment", [b"\xEF\xBB\xBF", comment, good.as_bytes()].concat()),
+        ("CRLF", crlf.into_bytes()),
+        ("spaces", spaced.into_bytes()),
+        ("comments behind values", commented.into_bytes()),
+        ("words behind the seconds", good.replace("=7", "=7 sec").into_bytes()),
+    ] {
+        fs::write(directory.join("bms.conf"), bytes).unwrap();
+        let (out, err) = text(&bms2mqtt(&directory).arg("check").output().unwrap());
+        for words in
+            ["broker mqtt://192.168.1.10:1883", "/dev/ttyUSB7 at 9600 baud, every 7s", "at /test_1\n"]
+        {
+            assert!(out.contains(words), "{what}: {words}: {out}{err}");
+        }
+    }
+
+    // What begins a comment does so at the line's beginning or behind a space, and nowhere else.
+    for (value, taken) in [
+        ("/a//b/", "/a//b/"),
+        ("//a", "//a"),
+        ("a/b/ // c", "a/b/"),
+        ("a b #c", "a b"),
+        ("a\t// b", "a"),
+        ("a=b", "a=b"),
+    ] {
+        fs::write(directory.join("bms.conf"), format!("device=tty#1\nMQTTtopik={value}\n")).unwrap();
+        let (out, err) = text(&bms2mqtt(&directory).arg("check").output().unwrap());
+        assert!(out.contains(&format!("one-line JSON at {taken}\n")), "{value}: {out}{err}");
+        assert!(out.contains("\"Battery\": tty#1 at"), "{out}{err}");
+    }
+
+    // On the console nothing goes to a broker or a topic, so whatever is written there does no
+    // harm.
+    for topic in [
+        "MQTTtopik=a/#",
+        "MQTTtopik=",
+        "MQTTserver=",
+        "MQTTserver=?",
+        "MQTTserver=host -q 1",
+        "MQTTtopik=\u{FFFD}",
+        "",
+    ] {
+        fs::write(directory.join("bms.conf"), format!("device=a\n{topic}\nout_to=consol\n")).unwrap();
+        let (out, err) = text(&bms2mqtt(&directory).arg("check").output().unwrap());
+        assert!(out.contains("one-line JSON on standard output, no broker"), "{topic}: {out}{err}");
+    }
+    fs::remove_dir_all(directory).unwrap();
+}
+
+#[test]
+fn an_encoding_that_matters_is_told() {
+    let directory = directory("encoding");
+    for (name, bytes, place, wrong) in [
+        ("bms.conf", &b"device=a\nMQTTtopik=\xE1\xE0\xF2\n"[..], "bms.conf:2: MQTTtopik: ", "not UTF-8"),
+        ("bms.conf", b"\xFF\xFEd\0e\0v\0", "bms.conf: ", "is UTF-16"),
+        ("config.yaml", b"packs:\n  - port: a\n    name: \xE1\n", "config.yaml:3: ", "not UTF-8"),
+        ("config.yaml", b"\xFE\xFF\0p", "config.yaml: ", "is UTF-16"),
+    ] {
+        let file = directory.join(name);
+        fs::write(&file, bytes).unwrap();
+        let output = bms2mqtt(&directory).arg("check").output().unwrap();
+        let (_, err) = text(&output);
+        assert_eq!(output.status.code(), Some(2), "{err}");
+        assert!(err.starts_with(&format!("bms2mqtt: ./{place}")) && err.contains(wrong), "{err}");
+        assert!(err.contains("UTF-8") && err.lines().count() == 1, "{err}");
+        fs::remove_file(file).unwrap();
+    }
+    fs::remove_dir_all(directory).unwrap();
+}
+
+#[test]
 fn a_wrong_bms_conf_is_told_in_its_own_words() {
     let directory = directory("bms-conf");
     for (conf, place, key, wrong) in [
@@ -200,14 +392,18 @@ fn a_wrong_bms_conf_is_told_in_its_own_words() {
         ("device=/dev/ttyUSB0\nrun_interval=0", "bms.conf:2", "run_interval", "out of range"),
         ("device=/dev/ttyUSB0\nout_to=console // no", "bms.conf:2", "out_to", "not a way out"),
         ("device=/dev/ttyUSB0\ndevice=/dev/ttyUSB1", "bms.conf:2", "device", "second time"),
-        ("device=/dev/ttyUSB0\nMQTTtopik=a/#/b", "bms.conf:2", "MQTTtopik", "empty level"),
+        ("device=/dev/ttyUSB0\nMQTTtopik=a/#/b", "bms.conf:2", "MQTTtopik", "wildcard"),
         ("device /dev/ttyUSB0", "bms.conf:1", "", "not a setting"),
+        ("device=a\nMQTTserver=host -q hunter2", "bms.conf:2", "MQTTserver", "behind the host"),
+        ("device=a\nMQTTserver=host -u bms -P", "bms.conf:2", "MQTTserver", "behind the host"),
+        ("device=a\nMQTTserver=ho/st -u bms -P hunter2", "bms.conf:2", "MQTTserver", "is not a host"),
     ] {
         fs::write(directory.join("bms.conf"), conf).unwrap();
         let output = bms2mqtt(&directory).arg("check").output().unwrap();
         let (_, err) = text(&output);
         assert_eq!(output.status.code(), Some(2), "{conf}\n{err}");
         assert!(err.contains(place) && err.contains(key) && err.contains(wrong), "{conf}: {err}");
+        assert!(!err.contains("hunter2"), "{err}");
     }
     fs::remove_dir_all(directory).unwrap();
 }

@@ -90,9 +90,35 @@ impl Authority {
         Identity { certificate: file("pem"), key: file("key") }
     }
 
+    /// A certificate that another has signed which is no authority.
+    fn signed_by(&self, signer: &Identity, name: &str, alternative_names: &str) -> Identity {
+        self.openssl(&format!("req {NEW_KEY} -subj /CN={name} -keyout {name}.key -out {name}.csr"));
+        fs::write(self.0.join("extensions"), format!("subjectAltName = {alternative_names}\n")).unwrap();
+        let by = format!("-cert {} -keyfile {}", signer.certificate.display(), signer.key.display());
+        let files = format!("-in {name}.csr -out {name}.pem -extfile extensions");
+        self.openssl(&format!("ca -batch -notext {by} {files} -startdate 20200101000000Z -enddate {ALWAYS}"));
+        let file = |ending| self.0.join(format!("{name}.{ending}"));
+        Identity { certificate: file("pem"), key: file("key") }
+    }
+
+    /// A certificate that signs itself, as the broker's only one, with these lines of extensions.
+    fn self_signed(&self, name: &str, extensions: &str, until: &str) -> Identity {
+        fs::write(self.0.join(format!("{name}.cnf")), format!("{OPENSSL}[own]\n{extensions}\n")).unwrap();
+        self.openssl(&format!("req {NEW_KEY} -subj /CN={name} -keyout {name}.key -out {name}.csr"));
+        let dates = format!("-startdate 20200101000000Z -enddate {until}");
+        let signed = format!("-selfsign -keyfile {name}.key -in {name}.csr -out {name}.pem -extensions own");
+        self.openssl_with(&format!("{name}.cnf"), &format!("ca -batch -notext {signed} {dates}"));
+        let file = |ending| self.0.join(format!("{name}.{ending}"));
+        Identity { certificate: file("pem"), key: file("key") }
+    }
+
     fn openssl(&self, arguments: &str) {
+        self.openssl_with("openssl.cnf", arguments);
+    }
+
+    fn openssl_with(&self, config: &str, arguments: &str) {
         let mut command = Command::new("openssl");
-        command.args(arguments.split(' ')).args(["-config", "openssl.cnf"]).current_dir(&self.0);
+        command.args(arguments.split(' ')).args(["-config", config]).current_dir(&self.0);
         let output = command.output().unwrap();
         assert!(output.status.success(), "{arguments}: {}", String::from_utf8_lossy(&output.stderr));
     }
@@ -233,7 +259,8 @@ async fn what_is_wrong_with_the_certificate_of_the_broker_is_told() {
     let directory = scratch("tls-server");
     let authority = Authority::new(&directory, "home");
     let bridge = Bridge::new(&directory);
-    let own = Identity { certificate: authority.certificate(), key: authority.0.join("ca.key") };
+    let other = Authority::new(&directory, "other");
+    let own = Identity { certificate: other.certificate(), key: other.0.join("ca.key") };
     for (server, host, reason) in [
         (
             authority.issue("expired", THIS_MACHINE, LONG_AGO),
@@ -259,12 +286,76 @@ async fn what_is_wrong_with_the_certificate_of_the_broker_is_told() {
         (
             own,
             "localhost",
-            "the broker's certificate is that of an authority; let this issue one for the broker",
+            "the broker's certificate is that of an authority; give it as mqtt.ca_file, or let it issue one for \
+             the broker",
         ),
     ] {
         let broker = TlsBroker::start(&authority, &server, "").await;
         let url = broker.url(host);
         fails(bridge.start(&url, &authority.certificate(), None), &url, reason).await;
+    }
+}
+
+#[tokio::test]
+async fn the_brokers_own_certificate_is_good_as_ca_file_and_no_other_like_it() {
+    if !tools() {
+        return;
+    }
+    let directory = scratch("tls-own");
+    let authority = Authority::new(&directory, "home");
+    let bridge = Bridge::new(&directory);
+    let key_usage = "subjectKeyIdentifier = hash";
+    let not_an_authority = format!("basicConstraints = CA:FALSE\nsubjectAltName = {THIS_MACHINE}");
+    for (name, extensions) in [
+        // What `openssl req -x509` makes, with no name in it that is looked at; the same with
+        // names; and as guides have it.
+        ("authority", "basicConstraints = critical, CA:TRUE"),
+        ("named", &format!("basicConstraints = CA:TRUE\nsubjectAltName = {THIS_MACHINE}")),
+        ("unnamed", "basicConstraints = CA:FALSE"),
+        ("server", &not_an_authority),
+        ("plain", key_usage),
+        ("elsewhere", "subjectAltName = DNS:broker.example"),
+    ] {
+        let own = authority.self_signed(name, extensions, ALWAYS);
+        let broker = TlsBroker::start(&authority, &own, "").await;
+        let url = broker.url("localhost");
+        publishes(bridge.start(&url, &own.certificate, None), &broker, &url).await;
+
+        // Beside others in one file.
+        let bundle = directory.join("bundle.pem");
+        let pem = [authority.certificate(), own.certificate.clone()].map(|file| fs::read(file).unwrap());
+        fs::write(&bundle, pem.concat()).unwrap();
+        publishes(bridge.start(&url, &bundle, None), &broker, &url).await;
+    }
+
+    // Made anew, with the same name and everything but the key: a stranger's.
+    let server = authority.self_signed("server2", &not_an_authority, ALWAYS);
+    let broker = TlsBroker::start(&authority, &server, "").await;
+    let url = broker.url("localhost");
+    let earlier = Authority::new(&directory, "earlier").self_signed("server2", &not_an_authority, ALWAYS);
+    let reason = format!(
+        "the broker's certificate is from an authority that is not in {}; check mqtt.ca_file",
+        earlier.certificate.display()
+    );
+    fails(bridge.start(&url, &earlier.certificate, None), &url, &reason).await;
+
+    // One that it has signed is another, whoever may sign in the eyes of its file.
+    let own = authority.self_signed("server3", &not_an_authority, ALWAYS);
+    let signed = authority.signed_by(&own, "signed", "DNS:broker.example");
+    let broker = TlsBroker::start(&authority, &signed, "").await;
+    let url = broker.url("localhost");
+    let reason = "the broker's certificate is not for localhost but for broker.example; \
+                  write one of these in mqtt.url";
+    fails(bridge.start(&url, &own.certificate, None), &url, reason).await;
+
+    // Its dates count.
+    let reason = "the broker's certificate has expired; renew it, or correct this machine's clock";
+    for extensions in ["basicConstraints = critical, CA:TRUE", not_an_authority.as_str()] {
+        let name = format!("expired{}", extensions.len());
+        let expired = authority.self_signed(&name, extensions, LONG_AGO);
+        let broker = TlsBroker::start(&authority, &expired, "").await;
+        let url = broker.url("localhost");
+        fails(bridge.start(&url, &expired.certificate, None), &url, reason).await;
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 
 use serde::Serialize;
 
@@ -20,6 +21,10 @@ struct Yaml<'a> {
 #[derive(Serialize)]
 struct YamlMqtt<'a> {
     url: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    username: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    password: Option<&'a str>,
 }
 
 #[derive(Serialize)]
@@ -36,7 +41,12 @@ struct YamlPack<'a> {
 pub fn run(args: &ImportArgs) -> Result<(), Failure> {
     let conf = bms_conf(&args.file)?;
     let output = args.output.display();
-    let file = File::options().write(true).create_new(true).open(&args.output);
+    let mut options = File::options();
+    options.write(true).create_new(true);
+    if conf.password.is_some() {
+        options.mode(0o600);
+    }
+    let file = options.open(&args.output);
     let mut file = file.map_err(|error| match error.kind() {
         io::ErrorKind::AlreadyExists => {
             Failure::Usage(format!("{output} is there already; move it away, or give another --output"))
@@ -53,7 +63,11 @@ fn yaml(source: &str, conf: &BmsConf) -> Result<String, Failure> {
         return Err(Failure::Running(format!("{source}: has no pack")));
     };
     let yaml = Yaml {
-        mqtt: conf.url.as_deref().map(|url| YamlMqtt { url }),
+        mqtt: conf.url.as_deref().map(|url| YamlMqtt {
+            url,
+            username: conf.username.as_deref(),
+            password: conf.password.as_deref(),
+        }),
         packs: [YamlPack {
             id: &pack.name.id,
             name: &pack.name.name,
@@ -71,8 +85,10 @@ fn advice(output: &str, config: &Config) -> String {
         "\
 {output} is written. `bms2mqtt -c {output} check` tells what it does.
 
-* Cron lines and scripts that call `smart_bms -1` get the same line of JSON from `bms2mqtt -1`, and from
-  `smart_bms -1` itself after: ln -s \"$(command -v bms2mqtt)\" /usr/local/bin/smart_bms
+* Cron lines and scripts that call `smart_bms` go on as they are with a link of that name where they expect the
+  program. Most call ./smart_bms, so in their own folder: ln -sf \"$(command -v bms2mqtt)\" ./smart_bms
+  Where one calls it by its name alone: ln -s \"$(command -v bms2mqtt)\" /usr/local/bin/smart_bms
+  By that name bms.conf comes before config.yaml: keep it for as long as something calls ./smart_bms.
 * A cron line that only kept `smart_bms` running goes: `bms2mqtt` stays, as a service. While it runs it has
   the port to itself, so a script that wants values now reads them from the broker.
 "
@@ -86,5 +102,5 @@ fn advice(output: &str, config: &Config) -> String {
   What read that output goes on with `bms2mqtt -c bms.conf`, or with `bms2mqtt -1` as often as it likes.
 ";
     }
-    advice + "* bms.conf is not read where config.yaml stands beside it, and can go.\n"
+    advice + "* `bms2mqtt` does not read bms.conf where config.yaml stands beside it.\n"
 }

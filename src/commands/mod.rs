@@ -14,6 +14,7 @@ pub mod once;
 pub mod run;
 pub mod scan;
 pub mod simulate;
+pub mod smart_bms;
 
 /// How a command fails, sorted by exit code.
 #[derive(Debug)]

@@ -2,7 +2,7 @@
 
 use tracing::{debug, error};
 
-use super::{Failure, print};
+use super::{Failure, print, smart_bms};
 use crate::config::{Config, Pack};
 use crate::jbd::board::{self, Board};
 use crate::json_line::json_line;
@@ -11,17 +11,24 @@ use crate::pack::reading::Reading;
 
 pub async fn run(config: Config) -> Result<(), Failure> {
     debug!("{}", super::check::describe(&config).trim_end().replace('\n', "; "));
+    smart_bms::show(&config);
+    let console = config.console;
     // All at the same time: a silent pack does not hold up the others.
     let mut polls = Vec::new();
     for pack in config.packs {
-        polls.push(tokio::spawn(async move { Poll::new(&pack).reading().await }));
+        let topic = pack.json_topic.clone().filter(|_| !console);
+        polls.push((topic, tokio::spawn(async move { Poll::new(&pack).reading().await })));
     }
     let mut all_answered = true;
-    for poll in polls {
+    let mut lines = Vec::new();
+    for (topic, poll) in polls {
         let reading = poll.await.map_err(|error| Failure::Running(error.to_string()))?;
-        all_answered &= reading.as_ref().is_some_and(|reading| reading.totals.is_some());
+        let answered = reading.as_ref().is_some_and(|reading| reading.totals.is_some());
+        all_answered &= answered;
         print_line(reading.as_ref())?;
+        lines.extend(topic.filter(|_| answered).map(|topic| (topic, json_line(reading.as_ref()))));
     }
+    smart_bms::end_once(&config.access, &lines, all_answered).await?;
     if all_answered { Ok(()) } else { Err(Failure::Silent) }
 }
 
@@ -30,7 +37,9 @@ pub async fn run(config: Config) -> Result<(), Failure> {
 /// # Errors
 /// As [`super::print`].
 pub fn print_line(reading: Option<&Reading>) -> Result<bool, Failure> {
-    print(json_line(reading) + "\n")
+    let is_read = print(json_line(reading) + "\n")?;
+    smart_bms::end_line();
+    Ok(is_read)
 }
 
 /// Polls one pack outside the bridge; what goes wrong goes to the log.

@@ -6,13 +6,14 @@ use tokio::time::{MissedTickBehavior, interval};
 use tracing::{debug, info};
 
 use super::once::{Poll, print_line};
-use super::{Failure, stop_signal};
+use super::{Failure, smart_bms, stop_signal};
 use crate::bridge;
 use crate::config::{Config, Pack};
 
 pub async fn run(config: Config) -> Result<(), Failure> {
     let stop = stop_signal()?;
     debug!("{}", super::check::describe(&config).trim_end().replace('\n', "; "));
+    smart_bms::show(&config);
     if config.console {
         let [pack] = config.packs.as_slice() else {
             return Err(Failure::Usage("out_to=consol is for one pack".to_owned()));

@@ -1,25 +1,50 @@
 //! Configuration files → settings by key: `config.yaml`, and the older `bms.conf`.
 
+use std::cell::Cell;
 use std::fmt;
-use std::fs;
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 
 use serde::Deserialize;
-use serde::de::{self, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{self, DeserializeSeed, Deserializer, EnumAccess, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-use super::value::Problem;
+use super::value::{self, Problem};
 use super::{Error, Place, Setting, Settings, reason};
 
+/// No configuration is so long, and what the YAML library does with one that is takes time.
+const LONGEST: u64 = 128 * 1024;
+
 pub(super) fn read(path: &Path) -> Result<Settings, Error> {
-    let text = fs::read_to_string(path).map_err(|error| Error {
-        place: path.display().to_string(),
-        key: String::new(),
-        problem: Problem::new(reason(&error), "name a text file that this user can read"),
+    let error = |line: Option<usize>, problem| {
+        let line = line.map(|line| format!(":{line}")).unwrap_or_default();
+        Error { place: format!("{}{line}", path.display()), key: String::new(), problem }
+    };
+    let mut bytes = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(LONGEST + 1).read_to_end(&mut bytes));
+    read.map_err(|failure| {
+        error(None, Problem::new(reason(&failure), "name a text file that this user can read"))
     })?;
-    let mut settings =
-        if is_bms_conf(path, &text) { read_bms_conf(path, &text)? } else { read_yaml(path, &text)? };
+    if bytes.len() as u64 > LONGEST {
+        let wrong = format!("is longer than {} kB", LONGEST / 1024);
+        return Err(error(None, Problem::new(wrong, "name a configuration file")));
+    }
+    if bytes.starts_with(b"\xFF\xFE") || bytes.starts_with(b"\xFE\xFF") {
+        return Err(error(None, Problem::new("is UTF-16", "save it as UTF-8")));
+    }
+    let bytes = bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(&bytes);
+    let text = String::from_utf8_lossy(bytes);
+    let mut settings = if is_bms_conf(path, &text) {
+        read_bms_conf(path, &text)?
+    } else {
+        let text = std::str::from_utf8(bytes).map_err(|wrong| {
+            let before = &bytes[..wrong.valid_up_to()];
+            let line = before.iter().filter(|&&byte| byte == b'\n').count() + 1;
+            error(Some(line), Problem::new("has a letter that is not UTF-8", "save the file as UTF-8"))
+        })?;
+        Settings { text: text.to_owned(), ..read_yaml(path, text)? }
+    };
     settings.file = Some(path.to_owned());
-    settings.text = text;
     Ok(settings)
 }
 
@@ -47,6 +72,7 @@ const BMS_CONF_KEYS: [(&str, &str); 5] = [
 
 fn read_bms_conf(path: &Path, text: &str) -> Result<Settings, Error> {
     let mut settings = Settings { pack_count: 1, ..Settings::default() };
+    let mut wrong_server = None;
     for (number, line) in (1..).zip(text.lines()) {
         let line = without_comment(line);
         if line.is_empty() {
@@ -59,46 +85,115 @@ fn read_bms_conf(path: &Path, text: &str) -> Result<Settings, Error> {
         };
         let Some((key, text)) = line.split_once('=') else {
             let right = "write key=value, or // before a comment";
-            return Err(error("", Problem::new(format!("\"{line}\" is not a setting"), right)));
+            return Err(error("", Problem::new(format!("\"{line:.100}\" is not a setting"), right)));
         };
         let (key, text) = (key.trim(), text.trim());
         let Some(&(name, ours)) = BMS_CONF_KEYS.iter().find(|(name, _)| *name == key) else {
             let names: Vec<&str> = BMS_CONF_KEYS.iter().map(|(name, _)| *name).collect();
             return Err(error(
-                key,
+                &format!("{key:.100}"),
                 Problem::new("is no key of this file", format!("use {}", names.join(", "))),
             ));
         };
-        let text = match name {
-            "MQTTserver" if !text.contains("://") => format!("mqtt://{text}"),
-            "run_interval" if text.parse::<f64>().is_ok() => format!("{text}s"),
+        let values = match name {
+            "MQTTserver" => server(text).unwrap_or_else(|problem| {
+                wrong_server = Some(error(key, problem));
+                Vec::new()
+            }),
             "run_interval" => {
-                let problem = Problem::new(format!("\"{text}\" is not a number"), "write seconds, such as 5");
-                return Err(error(key, problem));
+                let seconds = text.split([' ', '\t', '#', '/']).next().unwrap_or_default();
+                if seconds.parse::<f64>().is_err() {
+                    let wrong = format!("\"{text:.100}\" is not a number");
+                    return Err(error(key, Problem::new(wrong, "write seconds, such as 5")));
+                }
+                vec![(ours, format!("{seconds}s"))]
             }
             "out_to" => match text {
-                "mqtt" => "false".to_owned(),
-                "consol" => "true".to_owned(),
+                "mqtt" => vec![(ours, "false".to_owned())],
+                "consol" => vec![(ours, "true".to_owned())],
                 _ => {
-                    let wrong = format!("\"{text}\" is not a way out");
+                    let wrong = format!("\"{text:.100}\" is not a way out");
                     return Err(error(key, Problem::new(wrong, "write mqtt or consol")));
                 }
             },
-            _ => text.to_owned(),
+            _ => vec![(ours, text.to_owned())],
         };
-        let place = Place::BmsConf(number, name);
-        if settings.by_key.insert(ours.to_owned(), Setting { text, place }).is_some() {
-            return Err(error(key, Problem::new("stands here a second time", "keep one of the two")));
+        for (ours, text) in values {
+            let place = Place::BmsConf(number, name);
+            if settings.by_key.insert(ours.to_owned(), Setting { text, place }).is_some() {
+                return Err(error(key, Problem::new("stands here a second time", "keep one of the two")));
+            }
+        }
+    }
+    // On the console nothing goes to a broker: whatever stands there does no harm.
+    if settings.by_key.get("console").is_some_and(|setting| setting.text == "true") {
+        let useless = |key, wanted: fn(&str) -> bool| {
+            settings.by_key.get(key).is_some_and(|setting| !wanted(&setting.text))
+        };
+        let topic = useless("packs[0].json_topic", |text| value::any_topic(text).is_ok() && is_utf8(text));
+        let url = useless("mqtt.url", |text| value::broker_url(text).is_ok() && is_utf8(text));
+        for (key, useless) in [
+            ("packs[0].json_topic", topic),
+            ("mqtt.url", url),
+            ("mqtt.username", url),
+            ("mqtt.password", url),
+        ] {
+            if useless {
+                settings.by_key.remove(key);
+            }
+        }
+    } else if let Some(error) = wrong_server {
+        return Err(error);
+    }
+    // Where a file is in another encoding, its comments may be anything, and its values are ASCII.
+    for Setting { text, place } in settings.by_key.values() {
+        if let (false, Place::BmsConf(line, name)) = (is_utf8(text), place) {
+            return Err(Error {
+                place: format!("{}:{line}", path.display()),
+                key: (*name).to_owned(),
+                problem: Problem::new("has a letter that is not UTF-8", "save the file as UTF-8"),
+            });
         }
     }
     Ok(settings)
 }
 
-/// `#` begins a comment, and so does `//` except in `mqtt://`.
+/// Was it before what is not UTF-8 was replaced?
+fn is_utf8(text: &str) -> bool {
+    !text.contains(char::REPLACEMENT_CHARACTER)
+}
+
+/// `smart_bms` pasted this into a command line, `mosquitto_pub -h …`, so a port and a login could
+/// stand behind the host. What is wrong with it is told without its words: one may be a password.
+fn server(text: &str) -> Result<Vec<(&'static str, String)>, Problem> {
+    let mut words = text.split_whitespace().map(|word| word.trim_matches(['\'', '"']));
+    let mut url = words.next().unwrap_or_default().to_owned();
+    if !url.contains("://") {
+        url.insert_str(0, "mqtt://");
+    }
+    let mut values = Vec::new();
+    while let Some(option) = words.next() {
+        let value = words.next();
+        match (option, value) {
+            ("-p" | "--port", Some(port)) => url = format!("{url}:{port}"),
+            ("-u" | "--username", Some(user)) => values.push(("mqtt.username", user.to_owned())),
+            ("-P" | "--pw", Some(password)) => values.push(("mqtt.password", password.to_owned())),
+            _ => {
+                let right = "write the broker's host, and behind it no more than -p PORT -u USER -P PASSWORD";
+                return Err(Problem::new("has something behind the host that means nothing here", right));
+            }
+        }
+    }
+    values.push(("mqtt.url", url));
+    Ok(values)
+}
+
+/// `#` and `//` begin a comment at the line's beginning and behind a space. Elsewhere they belong
+/// to the value, as in `mqtt://` and `bus#1`.
 fn without_comment(line: &str) -> &str {
-    let slashes = line.match_indices("//").map(|(place, _)| place);
-    let slashes = slashes.filter(|&place| !line[..place].ends_with(':'));
-    let end = slashes.chain(line.find('#')).min().unwrap_or(line.len());
+    let begins = |&place: &usize| line[..place].chars().next_back().is_none_or(char::is_whitespace);
+    let marks = line.match_indices('#').chain(line.match_indices("//")).map(|(place, _)| place);
+    let end = marks.filter(begins).min().unwrap_or(line.len());
     line[..end].trim()
 }
 
@@ -163,7 +258,12 @@ struct YamlQuantities {
 }
 
 fn read_yaml(path: &Path, text: &str) -> Result<Settings, Error> {
-    let yaml: Yaml = serde_yaml::from_str(text).map_err(|error| yaml_error(path, &error))?;
+    if let Some(line) = line_that_is_too_much(text) {
+        let place = format!("{}:{line}", path.display());
+        return Err(Error { place, key: String::new(), problem: nested_too_deeply() });
+    }
+    let yaml = walk(text, None).and_then(|()| serde_yaml::from_str(text));
+    let yaml: Yaml = yaml.map_err(|error| yaml_error(path, &error))?;
     let mut settings = Settings { pack_count: yaml.packs.len(), ..Settings::default() };
     // A form leaves empty what is not filled in.
     let from_form = path.extension().is_some_and(|extension| extension == "json");
@@ -235,7 +335,8 @@ fn yaml_error(path: &Path, error: &serde_yaml::Error) -> Error {
         let at = format!(" at line {} column {}", location.line(), location.column());
         message = message.split(at.as_str()).next().unwrap_or(message);
     }
-    let is_key = |key: &str| key.chars().all(|c| c.is_ascii_alphanumeric() || "_.[]".contains(c));
+    let is_key =
+        |key: &str| key.len() < 200 && key.chars().all(|c| c.is_ascii_alphanumeric() || "_.[]".contains(c));
     let (mut key, message) = match message.split_once(": ") {
         Some((key, message)) if is_key(key) => (key.to_owned(), message),
         _ => (String::new(), message),
@@ -248,7 +349,7 @@ fn yaml_error(path: &Path, error: &serde_yaml::Error) -> Error {
         let (name, known) = rest.split_once("`, expected ").unwrap_or((rest, ""));
         let known = known.strip_prefix("one of ").unwrap_or(known).replace('`', "");
         // `password:secret` without a space is one long key.
-        of_key(name.split(':').next().unwrap_or_default());
+        of_key(&format!("{:.100}", name.split(':').next().unwrap_or_default()));
         let wrong = if name.contains(':') { "has no space after its colon" } else { "is no key here" };
         Problem::new(wrong, format!("use one of {known}"))
     } else if let Some(rest) = message.strip_prefix("duplicate field `") {
@@ -271,32 +372,100 @@ fn yaml_error(path: &Path, error: &serde_yaml::Error) -> Error {
             "write one value behind the colon"
         };
         Problem::new(format!("is {found}"), right)
+    } else if let Some((_, tag)) = message.split_once(TAGGED) {
+        let right = if key.ends_with("password") {
+            "write the password itself, or in its place password_file: and the file that holds it"
+        } else {
+            "write the value itself; tags are Home Assistant's and others', and mean nothing here"
+        };
+        Problem::new(format!("{TAGGED}{tag:.100}"), right)
+    } else if [TOO_MUCH, "recursion limit exceeded", "repetition limit exceeded"].contains(&message) {
+        // The way down is as long as it is deep.
+        key.clear();
+        nested_too_deeply()
     } else {
         Problem::new(
-            format!("this is not YAML: {message}"),
+            format!("this is not YAML: {message:.300}"),
             "check the indentation (spaces, no tabs), colons and quotes; quote values with special characters",
         )
     };
     Error { place, key, problem }
 }
 
+fn nested_too_deeply() -> Problem {
+    let right =
+        "a configuration has lists and groups of keys on no more than one level each, and few aliases";
+    Problem::new("is nested too deeply", right)
+}
+
+/// The library takes a time that grows with the square of the open brackets, and of the directives.
+fn line_that_is_too_much(text: &str) -> Option<usize> {
+    let (mut open, mut directives) = (0_u32, 0);
+    let too_much = |line: &str| {
+        directives += line.matches("%TAG").count();
+        line.bytes().any(|byte| {
+            match byte {
+                b'[' | b'{' => open += 1,
+                b']' | b'}' => open = open.saturating_sub(1),
+                _ => {}
+            }
+            open > 64
+        }) || directives > 8
+    };
+    text.lines().position(too_much).map(|line| line + 1)
+}
+
+const TAGGED: &str = "has the tag !";
+const TOO_MUCH: &str = "is too much";
 /// The line on which this key stands, or else the nearest thing that holds it.
 pub(super) fn line_of(text: &str, key: &str) -> Option<usize> {
     let steps: Vec<&str> = key.split(['.', '[', ']']).filter(|step| !step.is_empty()).collect();
     (1..=steps.len()).rev().find_map(|count| {
-        let found = Finder(&steps[..count]).deserialize(serde_yaml::Deserializer::from_str(text));
-        // The finder fails on purpose at the place it looks for, and the library says where that is.
-        let error = found.err()?;
+        // The walker fails on purpose at the place it looks for, and the library says where that is.
+        let error = walk(text, Some(&steps[..count])).err()?;
         error.to_string().contains(FOUND).then(|| error.location())?.map(|location| location.line())
     })
 }
 
 const FOUND: &str = "found what was looked for";
+/// Bytes of values, and some for each thing. A few lines of aliases can stand for millions of
+/// values.
+const BUDGET: usize = 1024 * 1024;
 
-/// Walks down a path of keys and places, and fails where it ends.
-struct Finder<'a>(&'a [&'a str]);
+/// Looks at everything before anything is taken: a tag would be dropped, and its value taken for
+/// the one that is meant. Or, given a path, walks down its keys and places, and fails where it ends.
+fn walk(text: &str, path: Option<&[&str]>) -> Result<(), serde_yaml::Error> {
+    let walker = Walker { path, budget: &Cell::new(BUDGET) };
+    walker.deserialize(serde_yaml::Deserializer::from_str(text))
+}
 
-impl<'de> DeserializeSeed<'de> for Finder<'_> {
+#[derive(Clone, Copy)]
+struct Walker<'a> {
+    path: Option<&'a [&'a str]>,
+    budget: &'a Cell<usize>,
+}
+
+impl<'a> Walker<'a> {
+    fn arrive<E: de::Error>(self, bytes: usize) -> Result<(), E> {
+        if self.path.is_some_and(<[_]>::is_empty) {
+            return Err(E::custom(FOUND));
+        }
+        let left = self.budget.get().checked_sub(16 + bytes);
+        self.budget.set(left.ok_or_else(|| E::custom(TOO_MUCH))?);
+        Ok(())
+    }
+
+    /// Who goes on below this step, if it is worth it.
+    fn below(self, is_step: impl Fn(&str) -> bool) -> Option<Walker<'a>> {
+        match self.path {
+            None => Some(self),
+            Some([step, rest @ ..]) if is_step(step) => Some(Walker { path: Some(rest), ..self }),
+            Some(_) => None,
+        }
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for Walker<'_> {
     type Value = ();
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
@@ -304,13 +473,7 @@ impl<'de> DeserializeSeed<'de> for Finder<'_> {
     }
 }
 
-impl Finder<'_> {
-    fn found<E: de::Error>(&self) -> Result<(), E> {
-        if self.0.is_empty() { Err(E::custom(FOUND)) } else { Ok(()) }
-    }
-}
-
-impl<'de> Visitor<'de> for Finder<'_> {
+impl<'de> Visitor<'de> for Walker<'_> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -318,25 +481,22 @@ impl<'de> Visitor<'de> for Finder<'_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
-        self.found()?;
+        self.arrive(0)?;
         while let Some(key) = map.next_key::<String>()? {
-            if key == self.0[0] {
-                map.next_value_seed(Finder(&self.0[1..]))?;
-            } else {
-                map.next_value::<IgnoredAny>()?;
+            match self.below(|step| step == key) {
+                Some(walker) => map.next_value_seed(walker)?,
+                None => drop(map.next_value::<IgnoredAny>()?),
             }
         }
         Ok(())
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut sequence: A) -> Result<(), A::Error> {
-        self.found()?;
+        self.arrive(0)?;
         for place in 0_usize.. {
-            let here = self.0[0].parse() == Ok(place);
-            let more = if here {
-                sequence.next_element_seed(Finder(&self.0[1..]))?.is_some()
-            } else {
-                sequence.next_element::<IgnoredAny>()?.is_some()
+            let more = match self.below(|step| step.parse() == Ok(place)) {
+                Some(walker) => sequence.next_element_seed(walker)?.is_some(),
+                None => sequence.next_element::<IgnoredAny>()?.is_some(),
             };
             if !more {
                 break;
@@ -345,27 +505,37 @@ impl<'de> Visitor<'de> for Finder<'_> {
         Ok(())
     }
 
-    fn visit_str<E: de::Error>(self, _: &str) -> Result<(), E> {
-        self.found()
+    fn visit_enum<A: EnumAccess<'de>>(self, data: A) -> Result<(), A::Error> {
+        let (tag, _) = data.variant::<String>()?;
+        Err(de::Error::custom(format_args!("{TAGGED}{tag}")))
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<(), E> {
+        self.arrive(text.len())
     }
 
     fn visit_bool<E: de::Error>(self, _: bool) -> Result<(), E> {
-        self.found()
+        self.arrive(0)
     }
 
     fn visit_i64<E: de::Error>(self, _: i64) -> Result<(), E> {
-        self.found()
+        self.arrive(0)
     }
 
     fn visit_u64<E: de::Error>(self, _: u64) -> Result<(), E> {
-        self.found()
+        self.arrive(0)
     }
 
     fn visit_f64<E: de::Error>(self, _: f64) -> Result<(), E> {
-        self.found()
+        self.arrive(0)
     }
 
     fn visit_unit<E: de::Error>(self) -> Result<(), E> {
-        self.found()
+        self.arrive(0)
+    }
+
+    /// A file with nothing in it.
+    fn visit_none<E: de::Error>(self) -> Result<(), E> {
+        self.arrive(0)
     }
 }

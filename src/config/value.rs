@@ -1,5 +1,6 @@
 //! The text of one setting → its value, or what is wrong with it and what would be right.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -37,10 +38,11 @@ pub fn path(given: &str) -> Result<PathBuf, Problem> {
     text(given).map(PathBuf::from)
 }
 
+/// As YAML 1.1 has it, which is how people know it from Home Assistant.
 pub fn flag(text: &str) -> Result<bool, Problem> {
     match text {
-        "true" => Ok(true),
-        "false" => Ok(false),
+        "true" | "True" | "TRUE" | "yes" | "Yes" | "YES" | "on" | "On" | "ON" | "y" | "Y" => Ok(true),
+        "false" | "False" | "FALSE" | "no" | "No" | "NO" | "off" | "Off" | "OFF" | "n" | "N" => Ok(false),
         _ => Err(Problem::new(format!("\"{text}\" is neither true nor false"), "write true or false")),
     }
 }
@@ -68,20 +70,28 @@ pub fn id(text: &str) -> Result<String, Problem> {
     Ok(text.to_owned())
 }
 
-/// A topic to publish to, or its beginning.
-pub fn topic(text: &str) -> Result<String, Problem> {
+/// A topic that somebody else has chosen: all that can be published to, so also `/test_1`.
+pub fn any_topic(text: &str) -> Result<String, Problem> {
     let wrong = if text.is_empty() {
         "is empty".to_owned()
     } else if text.contains(['+', '#']) {
         format!("\"{text}\" has a wildcard")
-    } else if text.starts_with('/') || text.ends_with('/') || text.contains("//") {
-        format!("\"{text}\" has an empty level")
     } else if text.starts_with('$') || text.chars().any(char::is_control) || text.len() > 200 {
-        format!("\"{text}\" is not for publishing")
+        format!("\"{text:.200}\" is not for publishing")
     } else {
         return Ok(text.to_owned());
     };
-    Err(Problem::new(wrong, "write a topic without +, # and outer slashes, such as bms2mqtt"))
+    Err(Problem::new(wrong, "write a topic without +, # and a $ at its beginning, such as test_1"))
+}
+
+/// A topic of ours, or the beginning of many.
+pub fn topic(text: &str) -> Result<String, Problem> {
+    let right = "write a topic without +, # and outer slashes, such as bms2mqtt";
+    let topic = any_topic(text).map_err(|problem| Problem::new(problem.wrong, right))?;
+    if topic.starts_with('/') || topic.ends_with('/') || topic.contains("//") {
+        return Err(Problem::new(format!("\"{topic}\" has an empty level"), right));
+    }
+    Ok(topic)
 }
 
 pub fn baud(text: &str) -> Result<u32, Problem> {
@@ -138,7 +148,22 @@ pub fn address(given: &str, baud: u32) -> Result<Address, Problem> {
             format!("{scheme}:// is not a way to a board"),
             "write a serial port such as /dev/ttyUSB0, or tcp://host:port",
         )),
-        None => Ok(Address::Serial { path: given, baud }),
+        None => match serial_server(&given) {
+            Some(right) => Err(Problem::new(format!("\"{given}\" is no serial port"), right)),
+            None => Ok(Address::Serial { path: given, baud }),
+        },
+    }
+}
+
+/// What looks like a serial server's address and lacks `tcp://`: the question whether it is one.
+fn serial_server(given: &str) -> Option<String> {
+    if let Ok(address) = given.trim_matches(['[', ']']).parse::<IpAddr>() {
+        let host = if address.is_ipv6() { format!("[{address}]") } else { address.to_string() };
+        return Some(format!("did you mean tcp://{host}:2000, with the port of your serial server?"));
+    }
+    match host_and_port(given) {
+        Ok((_, Some(_))) => Some(format!("did you mean tcp://{given}?")),
+        _ => None,
     }
 }
 

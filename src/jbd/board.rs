@@ -15,9 +15,10 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::{Instant, timeout, timeout_at};
 use tracing::debug;
 
-use super::frame::{Answer, Frame, Hex, LONGEST, Parsed, Request, Status, parse};
+use super::frame::{Answer, Frame, LONGEST, Parsed, Request, Status, parse};
 use super::message::{BasicInfo, CellVoltages, Malformed, Name, register};
 use super::reading::reading;
+use super::trace::Trace;
 use crate::pack::reading::{Counters, Reading};
 
 /// How long a board may take to begin its answer. Boards begin within 100 ms; a TCP bridge adds its own delays.
@@ -103,12 +104,14 @@ pub struct Board<L> {
     /// Registers of which an answer to an older question may still come.
     doubtful: Vec<u8>,
     tally: Tally,
+    trace: Trace,
 }
 
 impl<L: AsyncRead + AsyncWrite + Unpin> Board<L> {
     pub fn new(line: L) -> Board<L> {
         let buffer = Vec::with_capacity(2 * LONGEST);
-        Board { line, buffer, request: Vec::new(), doubtful: Vec::new(), tally: Tally::default() }
+        let (tally, trace) = (Tally::default(), Trace::default());
+        Board { line, buffer, request: Vec::new(), doubtful: Vec::new(), tally, trace }
     }
 
     /// What went wrong since this was last asked.
@@ -121,6 +124,7 @@ impl<L: AsyncRead + AsyncWrite + Unpin> Board<L> {
     /// # Errors
     /// [`Error::Line`] and [`Error::NoAnswer`] of either register; [`Error::Refused`] when the board refuses both.
     pub async fn poll(&mut self) -> Result<Reading, Error> {
+        self.trace.poll();
         let totals_in_doubt = self.doubtful.contains(&register::BASIC_INFO);
         if totals_in_doubt && self.doubtful.contains(&register::CELL_VOLTAGES) {
             self.flush().await?;
@@ -146,6 +150,7 @@ impl<L: AsyncRead + AsyncWrite + Unpin> Board<L> {
     /// # Errors
     /// Every [`Error`] of the register.
     pub async fn poll_totals(&mut self) -> Result<Reading, Error> {
+        self.trace.poll();
         if self.doubtful.contains(&register::BASIC_INFO) {
             self.flush().await?;
         }
@@ -184,7 +189,7 @@ impl<L: AsyncRead + AsyncWrite + Unpin> Board<L> {
         for attempt in 0..TRIES {
             self.tally.retries += u64::from(attempt > 0);
             self.discard_what_came_late().await?;
-            debug!("→ {}", Hex(&self.request));
+            self.trace.request(&self.request);
             // A line whose other end reads nothing takes a while to fill up, and then no more for ever.
             let written = timeout(FIRST_BYTE, self.line.write_all(&self.request)).await;
             written.unwrap_or_else(|_| Err(io::ErrorKind::WriteZero.into())).map_err(Error::Line)?;
@@ -193,6 +198,7 @@ impl<L: AsyncRead + AsyncWrite + Unpin> Board<L> {
                 status => Err(Wrong::Refused(status)),
             });
             let outcome = outcome.await.map_err(Error::Line)?;
+            self.trace.outcome(outcome.is_ok());
             if matches!(outcome, Ok(_) | Err(Wrong::Refused(_))) {
                 // A line keeps the order: what was asked before is answered before, or never.
                 if !in_doubt {
@@ -261,7 +267,7 @@ impl<L: AsyncRead + AsyncWrite + Unpin> Board<L> {
                 Ok(Err(error)) => return Err(error),
                 // The true answer may lie behind a false start that claims more bytes than will ever come.
                 Err(_) if self.buffer.is_empty() => return Ok(Err(Wrong::Missing { bytes })),
-                Err(_) => drop_front(&mut self.buffer, 1, "incomplete"),
+                Err(_) => drop_front(&mut self.trace, &mut self.buffer, 1, "incomplete"),
             }
             if let Some(answer) = self.take_answer(register, &judge) {
                 return Ok(answer);
@@ -278,17 +284,21 @@ impl<L: AsyncRead + AsyncWrite + Unpin> Board<L> {
         loop {
             match parse(&self.buffer) {
                 Parsed::Incomplete => return None,
-                Parsed::Noise(count, fault) => drop_front(&mut self.buffer, count, fault),
+                Parsed::Noise(count, fault) => {
+                    drop_front(&mut self.trace, &mut self.buffer, count, fault);
+                }
                 Parsed::Frame(Frame::Answer(answer), length) if answer.register == register => {
-                    debug!("← {} (checksum right)", Hex(&self.buffer[..length]));
+                    self.trace.response(&self.buffer[..length]);
                     let judged = judge(answer);
                     self.buffer.drain(..length);
                     return Some(judged);
                 }
                 Parsed::Frame(Frame::Answer(_), length) => {
-                    drop_front(&mut self.buffer, length, "an answer to another question");
+                    drop_front(&mut self.trace, &mut self.buffer, length, "an answer to another question");
                 }
-                Parsed::Frame(Frame::Request(_), length) => drop_front(&mut self.buffer, length, "an echo"),
+                Parsed::Frame(Frame::Request(_), length) => {
+                    drop_front(&mut self.trace, &mut self.buffer, length, "an echo");
+                }
             }
         }
     }
@@ -317,7 +327,7 @@ impl<L: AsyncRead + AsyncWrite + Unpin> Board<L> {
         drained.await.map_err(Error::Line)?;
         let count = discarded.len();
         if count > 0 {
-            drop_front(&mut discarded, count, "came before the question");
+            drop_front(&mut self.trace, &mut discarded, count, "came before the question");
         }
         // The same memory again: a poll allocates nothing for the line.
         self.buffer = discarded;
@@ -332,8 +342,8 @@ enum Wrong {
     Refused(Status),
 }
 
-fn drop_front(buffer: &mut Vec<u8>, count: usize, why: impl fmt::Display) {
-    debug!("← {} (dropped: {why})", Hex(&buffer[..count]));
+fn drop_front(trace: &mut Trace, buffer: &mut Vec<u8>, count: usize, why: impl fmt::Display) {
+    trace.dropped(&buffer[..count], why);
     buffer.drain(..count);
 }
 

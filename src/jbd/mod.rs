@@ -5,3 +5,4 @@ pub mod frame;
 pub mod message;
 pub mod reading;
 pub mod simulator;
+pub mod trace;

@@ -12,9 +12,15 @@ use rumqttc::{
     AsyncClient, ConnectReturnCode, ConnectionError, EventLoop, LastWill, MqttOptions, NetworkOptions,
     StateError, TlsConfiguration, TlsError, Transport,
 };
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{verify_server_cert_signed_by_trust_anchor, verify_server_name};
+use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::{AlertDescription, CertificateError, ClientConfig, RootCertStore};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::server::ParsedCertificate;
+use rustls::{
+    AlertDescription, CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
+};
 
 /// Requests that wait for the event loop; more are held back until it has sent some.
 const QUEUE: usize = 16;
@@ -38,7 +44,8 @@ pub struct Endpoint {
 /// Files are read at every connection, so that renewed certificates and passwords are taken up.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tls {
-    /// PEM; without it the system's certificate authorities are trusted.
+    /// PEM, of authorities or of the broker itself; without it the system's certificate authorities
+    /// are trusted.
     pub ca_file: Option<PathBuf>,
     pub client: Option<ClientFiles>,
 }
@@ -89,13 +96,15 @@ impl Endpoint {
         &self,
         client_id: &str,
         keep_alive: Duration,
-        will: LastWill,
+        will: Option<LastWill>,
     ) -> Result<(AsyncClient, EventLoop), String> {
         let mut options = MqttOptions::new(client_id, &self.host, self.port);
         options.set_keep_alive(keep_alive);
         options.set_inflight(IN_FLIGHT);
         options.set_max_packet_size(LARGEST_PACKET, LARGEST_PACKET);
-        options.set_last_will(will);
+        if let Some(will) = will {
+            options.set_last_will(will);
+        }
         if let Some(Login { username, password }) = &self.login {
             options.set_credentials(username, password.read()?);
         }
@@ -210,7 +219,8 @@ impl Endpoint {
             }
             // An error of webpki's, of which there is only the name.
             CertificateError::Other(other) if other.to_string() == "CaUsedAsEndEntity" => {
-                "the broker's certificate is that of an authority; let this issue one for the broker"
+                "the broker's certificate is that of an authority; give it as mqtt.ca_file, or let it issue one for \
+                 the broker"
             }
             other => return format!("the broker's certificate: {other}"),
         };
@@ -251,10 +261,12 @@ impl Tls {
     /// When a file cannot be read, or holds no certificate or key: which, and why.
     pub fn client_config(&self) -> Result<ClientConfig, String> {
         let mut roots = RootCertStore::empty();
+        let mut given = Vec::new();
         match &self.ca_file {
             Some(path) => {
-                for certificate in certificates(path)? {
-                    let added = roots.add(certificate);
+                given = certificates(path)?;
+                for certificate in &given {
+                    let added = roots.add(certificate.clone());
                     added.map_err(|error| {
                         format!("{}: not a certificate authority: {error}", path.display())
                     })?;
@@ -269,10 +281,12 @@ impl Tls {
             }
         }
         let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let algorithms = provider.signature_verification_algorithms;
         let config = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .map_err(|error| error.to_string())?
-            .with_root_certificates(roots);
+            .dangerous() // as the library calls every verifier but its own; what is added is below
+            .with_custom_certificate_verifier(Arc::new(Verifier { roots, given, algorithms }));
         let Some(ClientFiles { cert_file, key_file }) = &self.client else {
             return Ok(config.with_no_client_auth());
         };
@@ -281,6 +295,72 @@ impl Tls {
         config
             .with_client_auth_cert(certificates(cert_file)?, key)
             .map_err(|error| format!("{} and {}: {error}", cert_file.display(), key_file.display()))
+    }
+}
+
+/// Trusts what the authorities in `ca_file` have issued, and the certificates in it themselves. A
+/// broker at home often has one that signs itself, which its owner copies here. The standard's rules
+/// refuse it where it is marked as an authority's or has no name of a host in it; but nothing says
+/// better whom the owner means than the broker's very certificate. Bytes are compared, so no other
+/// is accepted for it.
+#[derive(Debug)]
+struct Verifier {
+    roots: RootCertStore,
+    given: Vec<CertificateDer<'static>>,
+    algorithms: WebPkiSupportedAlgorithms,
+}
+
+impl ServerCertVerifier for Verifier {
+    fn verify_server_cert(
+        &self,
+        certificate: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        use CertificateError::{Expired, ExpiredContext, NotValidYet, NotValidYetContext};
+        let parsed = ParsedCertificate::try_from(certificate)?;
+        let algorithms = self.algorithms.all;
+        let checked =
+            verify_server_cert_signed_by_trust_anchor(&parsed, &self.roots, intermediates, now, algorithms)
+                .and_then(|()| verify_server_name(&parsed, name));
+        match checked {
+            Ok(()) => Ok(ServerCertVerified::assertion()),
+            Err(rustls::Error::InvalidCertificate(error)) if self.given.contains(certificate) => {
+                match error {
+                    // Dates are checked first, so whatever else is wrong, these are right.
+                    Expired | ExpiredContext { .. } | NotValidYet | NotValidYetContext { .. } => {
+                        Err(error.into())
+                    }
+                    _ => Ok(ServerCertVerified::assertion()),
+                }
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// That the broker holds the certificate's key is always checked.
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, certificate, signature, &self.algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, certificate, signature, &self.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
     }
 }
 

@@ -9,12 +9,12 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use rumqttc::{
-    AsyncClient, ClientError, ConnectionError, Event, EventLoop, LastWill, Packet, Publish, QoS,
+    AsyncClient, ClientError, ConnectionError, Event, EventLoop, LastWill, Outgoing, Packet, Publish, QoS,
     SubscribeFilter,
 };
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
 use super::access::Access;
@@ -27,6 +27,9 @@ use crate::pack::state::PackState;
 const READ_BACK: Duration = Duration::from_secs(5);
 /// Short, so that a broker that comes back has everything within seconds.
 const RETRY: [Duration; 3] = [Duration::from_secs(1), Duration::from_secs(2), Duration::from_secs(3)];
+
+/// How long the broker may take over a line that is published alone.
+const PUBLISH_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A pack as it is published.
 pub struct Feed {
@@ -85,7 +88,7 @@ impl Publisher {
         let endpoint = self.access.endpoint().await?;
         let at = |reason| format!("{endpoint}: {reason}");
         let ended = || at("the connection ended".to_owned());
-        let (client, event_loop) = endpoint.client(client_id, *keep_alive, will).map_err(at)?;
+        let (client, event_loop) = endpoint.client(client_id, *keep_alive, Some(will)).map_err(at)?;
         let (sender, mut events) = mpsc::unbounded_channel();
         let _pump = AbortOnDrop(tokio::spawn(pump(event_loop, sender)));
         loop {
@@ -120,6 +123,38 @@ impl Publisher {
             Err(None) => Err(ended()),
         }
     }
+}
+
+/// Publishes these messages, topic and payload, in a session of their own, and leaves when the
+/// broker has them.
+///
+/// # Errors
+/// Why the broker does not take them, and what to do.
+pub async fn publish(access: &Access, messages: &[(String, String)]) -> Result<(), String> {
+    let endpoint = access.endpoint().await?;
+    let at = |reason| format!("{endpoint}: {reason}");
+    // A bridge that runs under this id must not be thrown out.
+    let client_id = format!("{}-once", access.client_id);
+    let (client, mut event_loop) = endpoint.client(&client_id, access.keep_alive, None).map_err(at)?;
+    let mut messages = messages.iter();
+    let mut publish_next = || match messages.next() {
+        Some((topic, line)) => client.try_publish(topic, QoS::AtLeastOnce, false, line.as_str()),
+        None => client.try_disconnect(),
+    };
+    let conversation = async {
+        loop {
+            match event_loop.poll().await {
+                Ok(Event::Incoming(Packet::ConnAck(_) | Packet::PubAck(_))) => {
+                    publish_next().map_err(|error| error.to_string())?;
+                }
+                Ok(Event::Outgoing(Outgoing::Disconnect)) => return Ok(()),
+                Ok(_) => {}
+                Err(error) => return Err(endpoint.explain(&error)),
+            }
+        }
+    };
+    let outcome = timeout(PUBLISH_TIMEOUT, conversation).await;
+    outcome.unwrap_or_else(|_| Err("the broker does not take the line".to_owned())).map_err(at)
 }
 
 /// What the publisher needs to know of the event loop.
