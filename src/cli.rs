@@ -28,7 +28,7 @@ pub enum Command {
     /// Validate the configuration and print what would be polled and published
     Check,
     /// Ask the running bridge of this configuration: exit 0 if every pack was read and the broker reached lately
-    Health,
+    Health(HealthArgs),
     /// Try every serial port and print which one answers as a BMS
     Scan(ScanArgs),
     /// Print a dashboard of the configured packs for Home Assistant
@@ -147,6 +147,13 @@ pub struct MqttOptions {
     /// A broker calls a bridge dead after one and a half of it [default: 10s]
     #[arg(long = "mqtt-keep-alive", value_name = "TIME", global = true)]
     pub keep_alive: Option<String>,
+}
+
+#[derive(Args)]
+pub struct HealthArgs {
+    /// Ask only whether it is at work, whatever packs and broker do: for what starts it again if not
+    #[arg(long)]
+    pub alive: bool,
 }
 
 #[derive(Args)]

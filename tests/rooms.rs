@@ -32,6 +32,7 @@ const RULES: &[(&str, &[&str])] = &[
     ("src/mqtt/broker.rs", &["crate::"]),
     ("src/link.rs", &["crate::"]),
     ("src/health.rs", &["crate::"]),
+    ("src/control.rs", &["crate::jbd", "crate::mqtt", "crate::config", "crate::link"]),
 ];
 
 /// What only these files may mention.

@@ -74,7 +74,8 @@ fn advice(output: &str, config: &Config) -> String {
 * Cron lines and scripts that call `smart_bms -1` get the same line of JSON from `bms2mqtt -1`, and from
   `smart_bms -1` itself after: ln -s \"$(command -v bms2mqtt)\" /usr/local/bin/smart_bms
 * A cron line that only kept `smart_bms` running goes: `bms2mqtt` stays, as a service. While it runs it has
-  the port to itself, so a script that wants values now reads them from the broker.
+  the port to itself: `bms2mqtt -1` with the same configuration, as the same user or as root, then prints
+  what it read last.
 "
     );
     if config.packs.iter().any(|pack| pack.json_topic.is_some()) {

@@ -1,11 +1,14 @@
-//! `--once`: one poll of every pack, one line of JSON each, in the order of the configuration.
+//! `--once`: one poll of every pack, one line of JSON each, in the order of the configuration. A bridge of this
+//! configuration that runs has the ports: then it is asked what it read.
 
 use std::io::{self, Write};
 
-use tracing::{debug, error};
+use tracing::{debug, error, warn};
 
 use super::Failure;
+use crate::bridge::{control_address, ports};
 use crate::config::{Config, Pack};
+use crate::control::{self, Request};
 use crate::jbd::board::{self, Board};
 use crate::json_line::json_line;
 use crate::link::{self, Link};
@@ -13,6 +16,13 @@ use crate::pack::reading::Reading;
 
 pub async fn run(config: Config) -> Result<(), Failure> {
     debug!("{}", super::check::describe(&config).trim_end().replace('\n', "; "));
+    if let Some(lines) = ask_bridge(&config) {
+        for line in &lines {
+            writeln!(io::stdout(), "{line}")?;
+        }
+        let silent = json_line(None);
+        return if lines.contains(&silent) { Err(Failure::Silent) } else { Ok(()) };
+    }
     // All at the same time: a silent pack does not hold up the others.
     let mut polls = Vec::new();
     for pack in config.packs {
@@ -25,6 +35,32 @@ pub async fn run(config: Config) -> Result<(), Failure> {
         print_line(reading.as_ref())?;
     }
     if all_answered { Ok(()) } else { Err(Failure::Silent) }
+}
+
+/// The packs' lines, if a bridge of this configuration runs and tells them.
+fn ask_bridge(config: &Config) -> Option<Vec<String>> {
+    let asked = control_address(config).and_then(|address| control::ask(&address, Request::Once));
+    match asked {
+        Ok((true, response)) => {
+            let lines = control::lines_of(&response, &ports(config))?;
+            debug!("the running bridge of this configuration has the ports: these are its last readings");
+            Some(lines.into_iter().map(str::to_owned).collect())
+        }
+        Ok((false, response)) if response.starts_with("refused") => {
+            warn!("the running bridge of this configuration tells nothing: {}", response.trim_end());
+            None
+        }
+        Ok((false, _)) => {
+            warn!("the running bridge of this configuration is of an older version: start it again");
+            None
+        }
+        Err(error) => {
+            if error.kind() != io::ErrorKind::ConnectionRefused {
+                warn!("the running bridge of this configuration does not answer: {error}");
+            }
+            None
+        }
+    }
 }
 
 pub fn print_line(reading: Option<&Reading>) -> io::Result<()> {
@@ -48,7 +84,13 @@ impl<'a> Poll<'a> {
             None => match link::open(&self.pack.address).await {
                 Ok(link) => self.board.insert(Board::new(link)),
                 Err(error) => {
-                    error!(pack = self.pack.name.id, "{error}");
+                    let advice = match error.port_is_taken() {
+                        true => {
+                            "; a running bms2mqtt is asked by `--once` with its configuration (--config FILE)"
+                        }
+                        false => "",
+                    };
+                    error!(pack = self.pack.name.id, "{error}{advice}");
                     return None;
                 }
             },
