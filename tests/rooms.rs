@@ -30,6 +30,7 @@ const RULES: &[(&str, &[&str])] = &[
     ("src/mqtt/endpoint.rs", &["crate::", "super::"]),
     ("src/mqtt/supervisor.rs", &["crate::", "rumqttc"]),
     ("src/mqtt/broker.rs", &["crate::"]),
+    ("src/mqtt/broker", &["crate::", "tokio", "rumqttc", "std::io", "Instant"]),
     ("src/link.rs", &["crate::"]),
     ("src/health.rs", &["crate::"]),
     ("src/control.rs", &["crate::jbd", "crate::mqtt", "crate::config", "crate::link"]),
