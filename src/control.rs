@@ -90,8 +90,10 @@ impl Control {
                 accepted = listener.accept(), if clients.len() < MOST_CLIENTS => match accepted {
                     Ok((client, _)) => {
                         let control = Arc::clone(&control);
-                        // A client that is gone, or does not read, has no use for a response.
-                        clients.spawn(timeout(LONGEST_CLIENT, async move { control.respond(client).await }));
+                        clients.spawn(async move {
+                            // A client that is gone, or does not read, has no use for a response.
+                            let _ = timeout(LONGEST_CLIENT, control.respond(client)).await;
+                        });
                     }
                     Err(error) => {
                         debug!("no connection at the control socket: {error}");

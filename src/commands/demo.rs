@@ -158,13 +158,20 @@ impl Screen {
     }
 
     fn intro(&self) -> String {
-        let paragraphs = self.intro.iter();
-        // Only texts are broken: a command is not.
-        let lines = paragraphs.flat_map(|text| match text.strip_prefix("    ") {
-            Some(command) => vec![format!("    {command}")],
-            None => flow(self.columns(), 1, &text.split(' ').collect::<Vec<_>>()),
-        });
-        lines.map(|line| line + "\n").collect()
+        let mut out = String::new();
+        for paragraph in &self.intro {
+            // Only texts are broken: a command is not.
+            if paragraph.starts_with(' ') {
+                out += paragraph;
+                out.push('\n');
+                continue;
+            }
+            for line in flow(self.columns(), 1, &paragraph.split(' ').collect::<Vec<_>>()) {
+                out += &line;
+                out.push('\n');
+            }
+        }
+        out
     }
 
     /// What is to be written to show this table on a terminal that has this size now.
@@ -219,7 +226,8 @@ fn cut(piece: &str, columns: usize) -> String {
     if piece.chars().count() <= columns {
         return piece.to_owned();
     }
-    piece.chars().take(columns.saturating_sub(1)).chain(['…']).collect()
+    let end = piece.char_indices().nth(columns.saturating_sub(1)).map_or(0, |(end, _)| end);
+    piece[..end].to_owned() + "…"
 }
 
 /// The demo pack's topics, as people read them.
@@ -247,17 +255,18 @@ impl Table {
     /// The table in lines of at most so many columns, and so many lines at most: where it is narrow, bars are shorter
     /// and lines more; where it is low, the cells go without bars and what matters least is left out.
     fn lines(&self, columns: usize, rows: usize) -> Vec<String> {
-        let summary = self.summary(columns);
         let rest = self.rest(columns);
-        for kept in (0..=rest.len()).rev() {
+        let mut table = Vec::new();
+        'fits: for kept in (0..=rest.len()).rev() {
             for bar in [6, 4, 2, 0] {
-                let table = [&[summary.clone(), self.cells(columns, bar)], &rest[..kept]].concat().concat();
+                table = self.summary(columns);
+                table.extend(self.cells(columns, bar));
+                table.extend(rest.iter().take(kept).flatten().cloned());
                 if table.len() <= rows {
-                    return table;
+                    break 'fits;
                 }
             }
         }
-        let mut table = [summary, self.cells(columns, 0)].concat();
         table.truncate(rows);
         table
     }

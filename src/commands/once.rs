@@ -40,27 +40,21 @@ pub async fn run(config: Config) -> Result<(), Failure> {
 /// The packs' lines, if a bridge of this configuration runs and tells them.
 fn ask_bridge(config: &Config) -> Option<Vec<String>> {
     let asked = control_address(config).and_then(|address| control::ask(&address, Request::Once));
-    match asked {
+    let why = match asked {
         Ok((true, response)) => {
             let lines = control::lines_of(&response, &ports(config))?;
             debug!("the running bridge of this configuration has the ports: these are its last readings");
-            Some(lines.into_iter().map(str::to_owned).collect())
+            return Some(lines.into_iter().map(str::to_owned).collect());
         }
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => return None,
+        Err(error) => format!("does not answer: {error}"),
         Ok((false, response)) if response.starts_with("refused") => {
-            warn!("the running bridge of this configuration tells nothing: {}", response.trim_end());
-            None
+            "tells what it reads to its own user and root only".to_owned()
         }
-        Ok((false, _)) => {
-            warn!("the running bridge of this configuration is of an older version: start it again");
-            None
-        }
-        Err(error) => {
-            if error.kind() != io::ErrorKind::ConnectionRefused {
-                warn!("the running bridge of this configuration does not answer: {error}");
-            }
-            None
-        }
-    }
+        Ok((false, _)) => "is of an older version and cannot tell what it reads: start it again".to_owned(),
+    };
+    warn!("the running bridge of this configuration {why}");
+    None
 }
 
 pub fn print_line(reading: Option<&Reading>) -> io::Result<()> {

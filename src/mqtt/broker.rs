@@ -244,7 +244,7 @@ impl Outbox {
 
 /// About what it needs.
 fn size(message: &Message) -> usize {
-    message.topic.len() + message.payload.len() + message.properties.len()
+    size_of::<Message>() + message.topic.len() + message.payload.len() + message.properties.len()
 }
 
 impl State {
@@ -995,10 +995,8 @@ mod tests {
             b"\xe0\x07\x04\x05\x11\0\0\0\x05",
         ];
         for whole in packets {
-            let whole = match whole[0] {
-                // The lengths are what is tested, so they are reckoned here.
-                first => [&[first, (whole.len() - 2) as u8], &whole[2..]].concat(),
-            };
+            // Its own length is reckoned here: only those within it are what is tested.
+            let whole = [&[whole[0], (whole.len() - 2) as u8], &whole[2..]].concat();
             let mut bytes = BytesMut::from(&whole[..]);
             assert!(matches!(packet::decode(&mut bytes, Version::V5), Ok(Some(_))), "{whole:?}");
             for end in 0..whole.len() {
