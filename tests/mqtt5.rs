@@ -344,6 +344,26 @@ async fn nobody_gets_more_or_larger_messages_than_they_want() {
 }
 
 #[tokio::test]
+async fn who_acknowledges_nothing_is_disconnected_when_too_much_waits() {
+    let (address, _, _serving) = start().await;
+    let mut client = Raw::join_with(address, "client", b"\x21\0\x01").await;
+    client.send(b"\x82\x07\0\x01\0\0\x01#\x01").await;
+    client.gets(b"\x90\x04\0\x01\0\x01").await;
+    let mut writer = Raw::join(address, "writer").await;
+    // 8192 bytes, of which the topic, packet id and properties' length are 6.
+    let message = [&b"\x32\x80\x40\0\x01a\0\x01\0"[..], &[b'.'; 8186]].concat();
+    for _ in 0..600 {
+        writer.send(&message).await;
+        writer.gets(b"\x40\x02\0\x01").await;
+    }
+    let mut first = vec![0; message.len()];
+    soon(client.0.read_exact(&mut first)).await.unwrap();
+    assert_eq!(first, message);
+    client.gets(b"\xe0\x01\x97").await;
+    client.is_closed().await;
+}
+
+#[tokio::test]
 async fn what_has_expired_is_retained_no_longer() {
     let (address, retained, _serving) = start().await;
     let mut writer = Raw::join(address, "writer").await;
