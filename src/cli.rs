@@ -151,7 +151,7 @@ pub struct MqttOptions {
 
 #[derive(Args)]
 pub struct HealthArgs {
-    /// Ask only whether it is at work, whatever packs and broker do: for what starts it again if not
+    /// Ask only whether it is at work: for what starts it again if it is not
     #[arg(long)]
     pub alive: bool,
 }

@@ -1,7 +1,9 @@
-//! The socket of a running bridge, where the same program asks it: is it well, is it alive, what did it read?
+//! The socket of a running bridge, where the same program asks it: is it well, is it alive, what
+//! did it read?
 //!
-//! A client sends one line, gets one response, and the connection ends. Both sides cope with an older one at the other
-//! end: a client that says nothing gets the report on health, and a bridge that never reads answers with it.
+//! A client sends one line, gets one response, and the connection ends. Both sides cope with an
+//! older one at the other end: a client that says nothing gets the report on health, and a bridge
+//! that never reads answers with it.
 
 use std::fmt::Write as _;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -25,11 +27,13 @@ use crate::pack::state::PackState;
 
 /// More clients than these wait until one has ended.
 const MOST_CLIENTS: usize = 32;
-/// How long a client may take to say what it wants. One that says nothing is of an older version, and waits.
+/// How long a client may take to say what it wants. One that says nothing is of an older version,
+/// and waits.
 const SILENCE: Duration = Duration::from_millis(250);
 /// How long a client may be connected in all.
 const LONGEST_CLIENT: Duration = Duration::from_secs(4);
-/// How long a bridge that has just started may take over the first poll before its packs count as not read.
+/// How long a bridge that has just started may take over the first poll before its packs count as
+/// not read.
 const FIRST_POLL: Duration = Duration::from_secs(2);
 /// How long a client waits for the bridge to say something.
 const PATIENCE: Duration = Duration::from_secs(4);
@@ -97,7 +101,8 @@ impl Control {
                     }
                     Err(error) => {
                         debug!("no connection at the control socket: {error}");
-                        // Out of file descriptors, most likely: trying again at once would only spin.
+                        // Out of file descriptors, most likely: trying again at once would only
+                        // spin.
                         sleep(Duration::from_millis(100)).await;
                     }
                 },
@@ -153,8 +158,8 @@ fn may_read(client: u32, own: u32) -> bool {
     client == own || client == 0
 }
 
-/// Where the bridge is asked that is told from others by this: a name that needs no file, so that it works on a
-/// read-only root and is gone with the bridge.
+/// Where the bridge is asked that is told from others by this: a name that needs no file, so that
+/// it works on a read-only root and is gone with the bridge.
 ///
 /// # Errors
 /// When the system does not take the name.
@@ -172,7 +177,8 @@ pub fn ask(address: &SocketAddr, what: Request) -> io::Result<(bool, String)> {
     let mut bridge = StdUnixStream::connect_addr(address)?;
     bridge.set_read_timeout(Some(PATIENCE))?;
     bridge.set_write_timeout(Some(PATIENCE))?;
-    // An older bridge may have said its say and closed already; that can be read all the same, up to a reset.
+    // An older bridge may have said its say and closed already; that can be read all the same, up
+    // to a reset.
     let _ = writeln!(bridge, "{}", what.word());
     let mut response = Vec::new();
     match bridge.take(LONGEST_RESPONSE).read_to_end(&mut response) {
@@ -190,7 +196,8 @@ pub fn ask(address: &SocketAddr, what: Request) -> io::Result<(bool, String)> {
     Ok((good, response))
 }
 
-/// From the response to [`Request::Once`]: the line of each of these ports. `None` if the bridge has others.
+/// From the response to [`Request::Once`]: the line of each of these ports. `None` if the bridge
+/// has others.
 pub fn lines_of<'a>(response: &'a str, ports: &[String]) -> Option<Vec<&'a str>> {
     let told = response.lines().skip(1);
     let same_number = told.clone().count() == ports.len();

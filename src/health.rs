@@ -1,9 +1,9 @@
 //! Is the bridge at work? Pollers and publisher leave marks here; systemd's watchdog is fed by them, and
 //! `bms2mqtt health` asks for them.
 //!
-//! Two questions, two measures. *Healthy*, for people: every pack was read and the broker reached lately. *Alive*, for
-//! whoever would start it again: its tasks make progress, so that a new start would better nothing. A pack that sleeps
-//! and a broker that is away are no reason for one.
+//! Two questions, two measures. *Healthy*, for people: every pack was read and the broker reached
+//! lately. *Alive*, for whoever would start it again: its tasks make progress, so that a new start
+//! would better nothing. A pack that sleeps and a broker that is away are no reason for one.
 
 use std::fmt::Write as _;
 use std::sync::{Arc, Mutex, PoisonError};

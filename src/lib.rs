@@ -19,8 +19,8 @@
 //! * [`poller`], [`memory`], [`state_file`]: one pack for life, and what it remembers on the disk
 //! * [`home_assistant`]: the catalogue of entities and their discovery configs
 //! * [`mqtt`]: what should stand at the broker, sessions with it, and a small broker of our own
-//! * [`bridge`]: starts pollers and publisher, and ends them in order; [`health`]: whether they are at work;
-//!   [`control`]: the socket on which a running bridge is asked
+//! * [`bridge`]: starts pollers and publisher, and ends them in order; [`health`]: whether they are
+//!   at work; [`control`]: the socket on which a running bridge is asked
 //! * [`config`], [`cli`], [`commands`], [`logging`], [`json_line`]: what a person meets
 
 pub mod bridge;

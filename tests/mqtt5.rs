@@ -1,4 +1,5 @@
-//! The small broker as clients of MQTT 5 meet it: byte by byte, by a client library, and beside clients of 3.1.1.
+//! The small broker as clients of MQTT 5 meet it: byte by byte, by a client library, and beside
+//! clients of 3.1.1.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -88,7 +89,8 @@ impl Raw {
     }
 }
 
-/// Of every CONNACK: no packets over 256 KiB, neither subscription identifiers nor shared subscriptions.
+/// Of every CONNACK: no packets over 256 KiB, neither subscription identifiers nor shared
+/// subscriptions.
 const LIMITS: [u8; 9] = [0x27, 0, 4, 0, 0, 0x29, 0, 0x2A, 0];
 
 fn raw_length(limits: &[u8]) -> u8 {
@@ -134,7 +136,8 @@ async fn what_goes_along_with_a_message_reaches_who_speaks_5_and_the_rest_reache
     old.gets(b"\x90\x03\0\x01\x01").await;
 
     let mut writer = Raw::join(address, "writer").await;
-    // Text, of use for an hour, content type, response topic, correlation data, two properties of the user's.
+    // Text, of use for an hour, content type, response topic, correlation data, two properties of
+    // the user's.
     let properties = b"\x01\x01\x03\0\x01t\x08\0\x01r\x09\0\x02\0\xff\x26\0\x01k\0\x01v\x26\0\x01k\0\x01w";
     let expiry = b"\x02\0\0\x0e\x10";
     let publish = |first: u8, expiry: &[u8], properties: &[u8]| {
@@ -274,7 +277,8 @@ async fn a_will_is_published_unless_the_client_takes_it_back() {
     let mut reader = Raw::join(address, "reader").await;
     reader.send(b"\x82\x07\0\x01\0\0\x01w\x08").await;
     reader.gets(b"\x90\x04\0\x01\0\0").await;
-    // Retained, with a delay that no session is there to wait for, an expiry of 60 s and a property of the user's.
+    // Retained, with a delay that no session is there to wait for, an expiry of 60 s and a property
+    // of the user's.
     let connect = b"\x10\x28\0\x04MQTT\x05\x26\0\0\0\0\x01c\x11\x18\0\0\0\x0a\x02\0\0\0\x3c\x26\0\x01k\0\x01v\0\x01w\0\x03end";
     let will = b"\x31\x13\0\x01w\x0c\x02\0\0\0\x3c\x26\0\x01k\0\x01vend";
     let ways: [(&[u8], bool); 6] = [

@@ -192,8 +192,8 @@ impl Screen {
             None => table.lines(self.columns(), usize::MAX),
         };
         self.height = lines.len();
-        // What is left of the last one is cleared line by line: where the table fills the screen, some terminals would
-        // keep the whole screen that is cleared among what was scrolled away.
+        // What is left of the last one is cleared line by line: where the table fills the screen,
+        // some terminals would keep the whole screen that is cleared among what was scrolled away.
         let (clear_line, end) = if size.is_some() { ("\x1b[K\n", "\x1b[J") } else { ("\n", "\n") };
         for line in lines {
             out += &line;
@@ -252,8 +252,9 @@ impl Table {
         keys.take_while(|(_, value)| *value != "–")
     }
 
-    /// The table in lines of at most so many columns, and so many lines at most: where it is narrow, bars are shorter
-    /// and lines more; where it is low, the cells go without bars and what matters least is left out.
+    /// The table in lines of at most so many columns, and so many lines at most: where it is
+    /// narrow, bars are shorter and lines more; where it is low, the cells go without bars and what
+    /// matters least is left out.
     fn lines(&self, columns: usize, rows: usize) -> Vec<String> {
         let rest = self.rest(columns);
         let mut table = Vec::new();

@@ -1,5 +1,5 @@
-//! `--once`: one poll of every pack, one line of JSON each, in the order of the configuration. A bridge of this
-//! configuration that runs has the ports: then it is asked what it read.
+//! `--once`: one poll of every pack, one line of JSON each, in the order of the configuration. A
+//! bridge of this configuration that runs has the ports: then it is asked what it read.
 
 use std::io::{self, Write};
 

@@ -1,7 +1,8 @@
-//! A small broker for MQTT 3.1.1 and 5, so that `demo` and the tests need nothing installed.
-//! It is deliberately not a broker to run a home on: no TLS, no passwords (any are accepted), no sessions
-//! that outlive their connection, nothing on disk, no shared subscriptions and no ids of them; QoS 2 is taken
-//! from publishers but granted to nobody. Clients of MQTT 5 are told so when they connect.
+//! A small broker for MQTT 3.1.1 and 5, so that `demo` and the tests need nothing installed. It is
+//! deliberately not a broker to run a home on: no TLS, no passwords (any are accepted), no sessions
+//! that outlive their connection, nothing on disk, no shared subscriptions and no ids of them; QoS
+//! 2 is taken from publishers but granted to nobody. Clients of MQTT 5 are told so when they
+//! connect.
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::fmt;
@@ -122,7 +123,8 @@ struct Client {
     outbox: Outbox,
     /// Packet ids of QoS 2 messages that have been passed on but not yet released.
     unreleased: HashSet<u16>,
-    /// Sent why, or dropped, when the client is taken out, which ends its connection even in the middle of a write.
+    /// Sent why, or dropped, when the client is taken out, which ends its connection even in the
+    /// middle of a write.
     connected: oneshot::Sender<Reason>,
 }
 
@@ -158,8 +160,9 @@ impl Kept {
     }
 }
 
-/// What the connection is to write. Nothing is ever sent again within a connection, and no session reaches into the
-/// next one; but a client has no more messages to acknowledge at a time than it wants.
+/// What the connection is to write. Nothing is ever sent again within a connection, and no session
+/// reaches into the next one; but a client has no more messages to acknowledge at a time than it
+/// wants.
 struct Outbox {
     version: Version,
     bytes: BytesMut,

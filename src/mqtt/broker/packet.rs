@@ -1,7 +1,9 @@
-//! The packets of MQTT 3.1.1 and 5 as a broker meets them: what clients send is read, what it sends is written.
+//! The packets of MQTT 3.1.1 and 5 as a broker meets them: what clients send is read, what it sends
+//! is written.
 //!
-//! Not rumqttc's, which are made for a client: they let reserved bits pass, read a CONNECT of MQTT 5 as one of 3.1.1,
-//! refuse the DISCONNECT of MQTT 5 that has no body, and take properties that are cut off for a packet still to come.
+//! Not rumqttc's, which are made for a client: they let reserved bits pass, read a CONNECT of MQTT
+//! 5 as one of 3.1.1, refuse the DISCONNECT of MQTT 5 that has no body, and take properties that
+//! are cut off for a packet still to come.
 
 use std::time::Duration;
 
@@ -17,7 +19,8 @@ pub enum Version {
     V5,
 }
 
-/// Why something is refused or ends: the reason codes of MQTT 5. With 3.1.1 most of them are just an end.
+/// Why something is refused or ends: the reason codes of MQTT 5. With 3.1.1 most of them are just
+/// an end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {
     Success = 0x00,
@@ -145,7 +148,8 @@ const DISCONNECT: u8 = 14;
 /// Not a packet's type, but it has properties of its own.
 const WILL: u8 = 0;
 
-/// Takes the next packet out of the buffer; `None` if not all of it is there yet. Of a CONNECT the version is its own.
+/// Takes the next packet out of the buffer; `None` if not all of it is there yet. Of a CONNECT the
+/// version is its own.
 pub fn decode(buffer: &mut BytesMut, version: Version) -> Result<Option<Packet>, Reason> {
     let Some(length_bytes) = buffer.iter().skip(1).take(4).position(|byte| byte & 0x80 == 0) else {
         return if buffer.len() >= 5 { Err(Reason::MalformedPacket) } else { Ok(None) };
@@ -309,7 +313,8 @@ pub fn is_topic(topic: &str) -> bool {
     !topic.is_empty() && !topic.contains(['+', '#'])
 }
 
-/// What a packet has behind its first bytes. Everything taken from it is there, or the packet is malformed.
+/// What a packet has behind its first bytes. Everything taken from it is there, or the packet is
+/// malformed.
 struct Body(Bytes);
 
 impl Body {
@@ -454,7 +459,8 @@ const LARGEST_PACKET: u8 = 39;
 const SUBSCRIPTION_IDS_AVAILABLE: u8 = 41;
 const SHARED_SUBSCRIPTIONS_AVAILABLE: u8 = 42;
 
-/// Those that a client may send, from table 2-4 of the specification: number, form, and in which packets.
+/// Those that a client may send, from table 2-4 of the specification: number, form, and in which
+/// packets.
 const PROPERTIES: [(u8, Form, &[u8]); 18] = [
     (1, Form::Flag, &[PUBLISH, WILL]), // payload format
     (EXPIRY, Form::Long, &[PUBLISH, WILL]),
@@ -465,19 +471,20 @@ const PROPERTIES: [(u8, Form, &[u8]); 18] = [
     (SESSION_EXPIRY, Form::Long, &[CONNECT, DISCONNECT]),
     (AUTHENTICATION_METHOD, Form::Text, &[CONNECT]),
     (22, Form::Binary, &[CONNECT]),                  // authentication data
-    (23, Form::Flag, &[CONNECT]),                    // problem information wanted: there is none anyway
-    (24, Form::Long, &[WILL]), // delay: no will waits longer than its session, which ends with the connection
-    (25, Form::Flag, &[CONNECT]), // response information wanted: there is none
+    (23, Form::Flag, &[CONNECT]),                    // wants problem information
+    (24, Form::Long, &[WILL]),                       // will delay: no session outlives its connection
+    (25, Form::Flag, &[CONNECT]),                    // wants response information: there is none
     (31, Form::Text, &[PUBACK, PUBREL, DISCONNECT]), // reason in words
     (RECEIVE_MAXIMUM, Form::Short, &[CONNECT]),
     (34, Form::Short, &[CONNECT]), // topic aliases taken: none are sent
     (TOPIC_ALIAS, Form::Short, &[PUBLISH]),
-    (38, Form::Pair, &[CONNECT, PUBLISH, PUBACK, PUBREL, SUBSCRIBE, UNSUBSCRIBE, DISCONNECT, WILL]), // the user's own
+    // The user's own.
+    (38, Form::Pair, &[CONNECT, PUBLISH, PUBACK, PUBREL, SUBSCRIBE, UNSUBSCRIBE, DISCONNECT, WILL]),
     (LARGEST_PACKET, Form::Long, &[CONNECT]),
 ];
 
-/// Writes a message as a subscriber gets it, with its own QoS and retain flag; with QoS 0 the id is not written.
-/// Nothing is written if that makes a larger packet than this.
+/// Writes a message as a subscriber gets it, with its own QoS and retain flag; with QoS 0 the id is
+/// not written. Nothing is written if that makes a larger packet than this.
 pub fn write_message(out: &mut BytesMut, version: Version, message: &Message, id: u16, largest: usize) {
     let Message { qos, retain, expiry, .. } = *message;
     let properties = expiry.map_or(0, |_| 5) + message.properties.len();
@@ -526,8 +533,8 @@ impl Response<'_> {
                     limits.put_u8(LARGEST_PACKET);
                     limits.put_u32(MAX_PACKET as u32);
                     limits.put_slice(&[SUBSCRIPTION_IDS_AVAILABLE, 0, SHARED_SUBSCRIPTIONS_AVAILABLE, 0]);
-                    // What is not said is as the specification has it: QoS 2 and retained messages are taken, topic
-                    // aliases are not.
+                    // What is not said is as the specification has it: QoS 2 and retained messages
+                    // are taken, topic aliases are not.
                     write_number(&mut body, limits.len());
                     body.put_slice(&limits);
                 }
