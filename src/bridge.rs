@@ -14,7 +14,8 @@ use tokio::time::timeout;
 use tracing::warn;
 
 use crate::config::{Config, Pack};
-use crate::health::{self, Health};
+use crate::control::{self, Control};
+use crate::health::Health;
 use crate::mqtt::session::{Feed, Publisher};
 use crate::pack::state::PackState;
 use crate::poller::{self, Desk};
@@ -31,9 +32,13 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) {
         config.packs.iter().map(|pack| (pack.name.id.clone(), pack.interval, pack.offline_after)),
     );
     let mut background = JoinSet::new();
-    match health_address(&config) {
-        Ok(address) => drop(background.spawn(health.clone().serve(address))),
-        Err(error) => warn!("`bms2mqtt health` will not reach this bridge: {error}"),
+    let (sender, receiver) = watch::channel(vec![PackState::default(); config.packs.len()]);
+    match control_address(&config) {
+        Ok(address) => {
+            let control = Control { health: health.clone(), states: receiver.clone(), ports: ports(&config) };
+            background.spawn(control.serve(address));
+        }
+        Err(error) => warn!("`bms2mqtt health` and `--once` will not reach this bridge: {error}"),
     }
     let Config { access, names, packs, state_dir, damping, .. } = config;
     // Locks are files: there must be something to hold them.
@@ -48,8 +53,8 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) {
         former: former_packs(&state_dir, &packs),
         health: health.clone(),
     };
-    let (sender, receiver) = watch::channel(vec![PackState::default(); packs.len()]);
     let publishing = tokio::spawn(async move { publisher.run(receiver).await });
+    health.publishes(publishing.abort_handle());
 
     let sender = Arc::new(sender);
     let (stop_sender, stop_receiver) = watch::channel(false);
@@ -77,13 +82,18 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) {
     }
 }
 
-/// Where the bridge of this configuration is asked for its health.
+/// Where the bridge of this configuration is asked.
 ///
 /// # Errors
 /// When the system does not take the name.
-pub fn health_address(config: &Config) -> io::Result<SocketAddr> {
+pub fn control_address(config: &Config) -> io::Result<SocketAddr> {
     let ids: Vec<&str> = config.packs.iter().map(|pack| pack.name.id.as_str()).collect();
-    health::address((config.access.to_string(), &config.names.base_topic, ids))
+    control::address((config.access.to_string(), &config.names.base_topic, ids))
+}
+
+/// The packs' ports as the bridge names them on its socket.
+pub fn ports(config: &Config) -> Vec<String> {
+    config.packs.iter().map(|pack| pack.address.to_string()).collect()
 }
 
 /// Says that these packs have a living bridge, for as long as the locks are held.

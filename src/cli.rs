@@ -125,7 +125,7 @@ pub enum Command {
     /// Ask the running bridge of this configuration: exit 0 if every pack
     /// was read and the broker reached lately
     #[command(verbatim_doc_comment)]
-    Health,
+    Health(HealthArgs),
     /// Try every serial port and print which one answers as a BMS
     Scan(ScanArgs),
     /// Print a dashboard of the configured packs for Home Assistant
@@ -266,6 +266,13 @@ pub struct MqttOptions {
     /// half of it [default: 10s]
     #[arg(long = "mqtt-keep-alive", value_name = "TIME", verbatim_doc_comment, global = true)]
     pub keep_alive: Option<String>,
+}
+
+#[derive(Args)]
+pub struct HealthArgs {
+    /// Ask only whether it is at work: for what starts it again if it is not
+    #[arg(long)]
+    pub alive: bool,
 }
 
 #[derive(Args)]

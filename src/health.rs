@@ -1,18 +1,16 @@
 //! Is the bridge at work? Pollers and publisher leave marks here; systemd's watchdog is fed by them, and
 //! `bms2mqtt health` asks for them.
+//!
+//! Two questions, two measures. *Healthy*, for people: every pack was read and the broker reached
+//! lately. *Alive*, for whoever would start it again: its tasks make progress, so that a new start
+//! would better nothing. A pack that sleeps and a broker that is away are no reason for one.
 
-use std::collections::hash_map::DefaultHasher;
 use std::fmt::Write as _;
-use std::hash::{Hash, Hasher};
-use std::io::{self, Read};
-use std::os::linux::net::SocketAddrExt;
-use std::os::unix::net::{SocketAddr, UnixListener as StdUnixListener, UnixStream as StdUnixStream};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use sd_notify::NotifyState;
-use tokio::io::AsyncWriteExt;
-use tokio::net::UnixListener;
+use tokio::task::AbortHandle;
 use tokio::time::{Instant, interval};
 use tracing::{debug, info, warn};
 
@@ -20,8 +18,12 @@ use tracing::{debug, info, warn};
 const LONGEST_TURN: Duration = Duration::from_secs(45);
 /// A session with the broker that broke this recently is being made again.
 const BROKER_GRACE: Duration = Duration::from_secs(30);
-/// The first line of the answer to `health` when all is well.
-const WELL: &str = "healthy";
+/// What a poll may take that succeeds in its last tries.
+const LONGEST_POLL: Duration = Duration::from_secs(5);
+/// The first line of the report when all is well, and the end of the first line when not.
+pub const WELL: &str = "healthy";
+/// The first line of what is said of being alive, likewise.
+pub const ALIVE: &str = "alive";
 
 /// The marks of one bridge, shared by its tasks.
 #[derive(Clone)]
@@ -30,6 +32,8 @@ pub struct Health(Arc<Mutex<Marks>>);
 struct Marks {
     packs: Vec<PackMarks>,
     broker: BrokerMark,
+    /// `None` until it has started.
+    publisher: Option<AbortHandle>,
 }
 
 struct PackMarks {
@@ -58,18 +62,43 @@ impl Health {
             turn: now,
             reading: None,
         });
-        Health(Arc::new(Mutex::new(Marks { packs: packs.collect(), broker: BrokerMark::Away(now) })))
+        let broker = BrokerMark::Away(now);
+        Health(Arc::new(Mutex::new(Marks { packs: packs.collect(), broker, publisher: None })))
     }
 
     /// A poller has come to the end of a turn.
-    pub fn turned(&self, place: usize, read: bool) {
+    pub fn turned(&self, place: usize) {
         self.with(|marks| {
-            let now = Instant::now();
             if let Some(pack) = marks.packs.get_mut(place) {
-                pack.turn = now;
-                pack.reading = if read { Some(now) } else { pack.reading };
+                pack.turn = Instant::now();
             }
         });
+    }
+
+    /// A pack has been read.
+    pub fn read(&self, place: usize) {
+        self.with(|marks| {
+            if let Some(pack) = marks.packs.get_mut(place) {
+                pack.reading = Some(Instant::now());
+            }
+        });
+    }
+
+    /// So lately that its values are those of now, as far as its interval goes.
+    pub fn was_read_just_now(&self, place: usize) -> bool {
+        let now = Instant::now();
+        self.with(|marks| {
+            let pack = marks.packs.get(place);
+            let just_now = |pack: &PackMarks| {
+                pack.reading.is_some_and(|reading| now - reading <= pack.interval * 2 + LONGEST_POLL)
+            };
+            pack.is_some_and(just_now)
+        })
+    }
+
+    /// This is the publisher's task, which should not end before the bridge does.
+    pub fn publishes(&self, publisher: AbortHandle) {
+        self.with(|marks| marks.publisher = Some(publisher));
     }
 
     pub fn broker_connected(&self) {
@@ -88,27 +117,28 @@ impl Health {
         act(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Answers who asks for the health of this bridge, for ever.
-    pub async fn serve(self, address: SocketAddr) {
-        let listener = StdUnixListener::bind_addr(&address).and_then(|listener| {
-            listener.set_nonblocking(true)?;
-            UnixListener::from_std(listener)
-        });
-        let listener = match listener {
-            Ok(listener) => listener,
-            Err(error) => {
-                warn!("`bms2mqtt health` will not reach this bridge: {error}");
-                return;
-            }
-        };
-        while let Ok((mut client, _)) = listener.accept().await {
-            let report = self.with(|marks| marks.report(Instant::now()));
-            // A client that is gone has no use for it.
-            let _ = client.write_all(report.as_bytes()).await;
-        }
+    /// `healthy` or not, and a line for each pack and the broker.
+    pub fn report(&self) -> String {
+        let now = Instant::now();
+        self.with(|marks| {
+            let (well, lines) = marks.report(now);
+            format!("{}{WELL}\n{lines}", if well { "" } else { "not " })
+        })
     }
 
-    /// Tells systemd that the bridge has started, and feeds its watchdog as long as every poller makes progress.
+    /// `alive` or not, and the lines of the report.
+    pub fn is_alive(&self) -> String {
+        let now = Instant::now();
+        self.with(|marks| {
+            let (_, lines) = marks.report(now);
+            match marks.stuck(now) {
+                None => format!("{ALIVE}\n{lines}"),
+                Some(who) => format!("not {ALIVE}: {who} makes no progress\n{lines}"),
+            }
+        })
+    }
+
+    /// Tells systemd that the bridge has started, and feeds its watchdog as long as it is alive.
     /// Ends at once where there is no systemd.
     pub async fn tell_systemd(self) {
         if let Err(error) = sd_notify::notify(&[NotifyState::Ready]) {
@@ -122,7 +152,7 @@ impl Health {
         loop {
             ticks.tick().await;
             match self.with(|marks| marks.stuck(Instant::now())) {
-                Some(pack) => warn!(pack, "the poller makes no progress: the watchdog is not fed"),
+                Some(who) => warn!("{who} makes no progress: the watchdog is not fed"),
                 None => {
                     if let Err(error) = sd_notify::notify(&[NotifyState::Watchdog]) {
                         warn!("systemd's watchdog cannot be fed: {error}");
@@ -134,14 +164,16 @@ impl Health {
 }
 
 impl Marks {
-    /// A pack whose poller hangs.
+    /// A task that hangs or has ended.
     fn stuck(&self, now: Instant) -> Option<String> {
         let hangs = |pack: &&PackMarks| now - pack.turn > pack.interval * 2 + LONGEST_TURN;
-        self.packs.iter().find(hangs).map(|pack| pack.id.clone())
+        let poller = self.packs.iter().find(hangs).map(|pack| format!("the poller of pack {}", pack.id));
+        let ended = self.publisher.as_ref().is_some_and(AbortHandle::is_finished);
+        poller.or_else(|| ended.then(|| "the publisher".to_owned()))
     }
 
-    /// `healthy` or not, and a line for each pack and the broker.
-    fn report(&self, now: Instant) -> String {
+    /// Is all well? And a line for each pack and the broker.
+    fn report(&self, now: Instant) -> (bool, String) {
         let mut well = true;
         let mut lines = String::new();
         // Writing to a String cannot fail.
@@ -160,31 +192,8 @@ impl Marks {
                 let _ = writeln!(lines, "broker: not connected for {} s", (now - since).as_secs());
             }
         }
-        format!("{}\n{lines}", if well { WELL } else { "not healthy" })
+        (well, lines)
     }
-}
-
-/// Where the bridge is asked that is told from others by this: a name that needs no file, so that it works on a
-/// read-only root and is gone with the bridge.
-///
-/// # Errors
-/// When the system does not take the name.
-pub fn address(identity: impl Hash) -> io::Result<SocketAddr> {
-    let mut hasher = DefaultHasher::new();
-    identity.hash(&mut hasher);
-    SocketAddr::from_abstract_name(format!("bms2mqtt-{:016x}", hasher.finish()))
-}
-
-/// Asks the bridge at this address: is it well, and what it says.
-///
-/// # Errors
-/// When there is none, or it does not answer within seconds.
-pub fn ask(address: &SocketAddr) -> io::Result<(bool, String)> {
-    let mut bridge = StdUnixStream::connect_addr(address)?;
-    bridge.set_read_timeout(Some(Duration::from_secs(3)))?;
-    let mut report = String::new();
-    bridge.read_to_string(&mut report)?;
-    Ok((report.lines().next() == Some(WELL), report))
 }
 
 #[cfg(test)]
@@ -199,7 +208,7 @@ mod tests {
             turn,
             reading,
         };
-        Marks { packs: vec![pack], broker }
+        Marks { packs: vec![pack], broker, publisher: None }
     }
 
     #[test]
@@ -213,8 +222,8 @@ mod tests {
             (Some(later), BrokerMark::Away(later), later, true),
             (Some(later), BrokerMark::Away(start), later, false),
         ] {
-            let report = marks(reading, broker, start).report(now);
-            assert_eq!(report.lines().next() == Some(WELL), well, "{report}");
+            let (is_well, lines) = marks(reading, broker, start).report(now);
+            assert_eq!(is_well, well, "{lines}");
         }
     }
 
@@ -223,6 +232,34 @@ mod tests {
         let start = Instant::now();
         let marks = marks(None, BrokerMark::Connected, start);
         assert_eq!(marks.stuck(start + Duration::from_secs(50)), None);
-        assert_eq!(marks.stuck(start + Duration::from_secs(60)).as_deref(), Some("house"));
+        let stuck = marks.stuck(start + Duration::from_secs(60));
+        assert_eq!(stuck.as_deref(), Some("the poller of pack house"));
+    }
+
+    /// As long as its tasks go on: a start anew would wake no pack and bring no broker back.
+    #[tokio::test]
+    async fn a_pack_that_sleeps_and_a_broker_that_is_away_do_not_end_a_life() {
+        let packs = [("house".to_owned(), Duration::from_secs(5), 3)];
+        let health = Health::new(packs.into_iter());
+        assert!(health.report().starts_with("not healthy\npack house: never read\n"));
+        assert!(health.is_alive().starts_with("alive\npack house: never read\n"));
+        let publisher = tokio::spawn(std::future::pending::<()>());
+        health.publishes(publisher.abort_handle());
+        assert!(health.is_alive().starts_with("alive\n"));
+        publisher.abort();
+        let _ = publisher.await;
+        assert!(health.is_alive().starts_with("not alive: the publisher makes no progress\npack house"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_read_is_of_now_for_two_intervals_and_a_slow_poll() {
+        let packs = [("house".to_owned(), Duration::from_secs(60), 3)];
+        let health = Health::new(packs.into_iter());
+        assert!(!health.was_read_just_now(0));
+        health.read(0);
+        tokio::time::advance(Duration::from_secs(125)).await;
+        assert!(health.was_read_just_now(0));
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert!(!health.was_read_just_now(0));
     }
 }

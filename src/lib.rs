@@ -19,7 +19,8 @@
 //! * [`poller`], [`memory`], [`state_file`]: one pack for life, and what it remembers on the disk
 //! * [`home_assistant`]: the catalogue of entities and their discovery configs
 //! * [`mqtt`]: what should stand at the broker, sessions with it, and a small broker of our own
-//! * [`bridge`]: starts pollers and publisher, and ends them in order; [`health`]: whether they are at work
+//! * [`bridge`]: starts pollers and publisher, and ends them in order; [`health`]: whether they are
+//!   at work; [`control`]: the socket on which a running bridge is asked
 //! * [`blocking`]: what blocks, on a thread of its own, for all who need it
 //! * [`config`], [`cli`], [`commands`], [`logging`], [`json_line`]: what a person meets
 
@@ -32,6 +33,7 @@ pub mod bridge;
 pub mod cli;
 pub mod commands;
 pub mod config;
+pub mod control;
 pub mod health;
 pub mod home_assistant;
 pub mod jbd;

@@ -58,6 +58,16 @@ impl fmt::Display for OpenError {
 
 impl std::error::Error for OpenError {}
 
+/// What is told of a port that another program has.
+const TAKEN: &str = "another program uses this port; a port has one user";
+
+impl OpenError {
+    /// Does another program have the port?
+    pub fn port_is_taken(&self) -> bool {
+        self.reason == TAKEN
+    }
+}
+
 /// Opens the address; a serial port with 8 data bits, no parity, 1 stop bit, locked against other programs.
 ///
 /// # Errors
@@ -80,7 +90,7 @@ fn open_serial(path: &str, baud: u32) -> Result<SerialStream, String> {
             "permission denied; add the user to the group that owns the port (often `dialout`)".to_owned()
         }
         // What serialport reports when its lock is taken, and for EBUSY.
-        ErrorKind::NoDevice => "another program uses this port; a port has one user".to_owned(),
+        ErrorKind::NoDevice => TAKEN.to_owned(),
         // Not the port's own rights: a container or a service that may not use this device.
         _ if error.description == Errno::EPERM.desc() => {
             "this container or service may not use it; give it the device (docker run --device, or DeviceAllow)"

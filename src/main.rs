@@ -63,7 +63,7 @@ async fn execute(command: Option<Command>, once: bool, options: Options) -> Resu
         Command::Run if once => once::run(Config::load(&options)?).await,
         Command::Run => run::run(Config::load(&options)?).await,
         Command::Check => check::run(&Config::load(&options)?),
-        Command::Health => health::run(&Config::load(&options)?),
+        Command::Health(args) => health::run(&args, &Config::load(&options)?),
         Command::Scan(args) => scan::run(&args, &options).await,
         Command::Dashboard(args) => dashboard::run(&args, &Config::load(&options)?),
         Command::Import(args) => import::run(&args),

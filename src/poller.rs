@@ -133,7 +133,7 @@ impl Poller<'_> {
         self.line.polls += 1;
         let outcome = self.poll().await;
         self.add_up();
-        self.desk.health.turned(self.desk.place, outcome.is_ok());
+        self.desk.health.turned(self.desk.place);
         match outcome {
             Ok(()) => {
                 if !std::mem::take(&mut self.complaint).is_empty() {
@@ -179,6 +179,7 @@ impl Poller<'_> {
             return Err(Failure::Incomplete);
         }
         let now = Instant::now();
+        self.desk.health.read(self.desk.place);
         let took = now - began;
         self.line.response_time = Some(took);
         self.line.last_success = Some(SystemTime::now());
@@ -195,9 +196,12 @@ impl Poller<'_> {
             .is_some()
             .then(|| JsonLine { poll: self.line.polls, text: json_line(Some(&reading)) });
         self.silent = 0;
+        let undamped = self.shown.may_differ().then(|| reading.clone());
         // Last, so that what is counted and reckoned comes of what was read.
         let reading = self.shown.after(reading, now - self.started);
         self.change(|state| {
+            // Not news: what is held back is not to be published.
+            state.undamped = undamped;
             set(&mut state.answering, Some(true))
                 | set(&mut state.reading, Some(reading))
                 | set(&mut state.forecast, forecast)

@@ -30,9 +30,11 @@ const RULES: &[(&str, &[&str])] = &[
     ("src/mqtt/endpoint.rs", &["crate::", "super::"]),
     ("src/mqtt/supervisor.rs", &["crate::", "rumqttc"]),
     ("src/mqtt/broker.rs", &["crate::"]),
+    ("src/mqtt/broker", &["crate::", "tokio", "rumqttc", "std::io", "Instant"]),
     ("src/link.rs", &["crate::"]),
     ("src/health.rs", &["crate::"]),
     ("src/blocking.rs", &["crate::"]),
+    ("src/control.rs", &["crate::jbd", "crate::mqtt", "crate::config", "crate::link"]),
 ];
 
 /// What only these files may mention.

@@ -1,13 +1,15 @@
 //! `health`: asks the running bridge of the same configuration whether every pack was read and the broker was reached
-//! lately.
+//! lately; with `--alive`, only whether it is at work, for whoever starts it again if it is not.
 
 use super::{Failure, print};
-use crate::bridge::health_address;
+use crate::bridge::control_address;
+use crate::cli::HealthArgs;
 use crate::config::Config;
-use crate::health;
+use crate::control::{self, Request};
 
-pub fn run(config: &Config) -> Result<(), Failure> {
-    let asked = health_address(config).and_then(|address| health::ask(&address));
+pub fn run(args: &HealthArgs, config: &Config) -> Result<(), Failure> {
+    let request = if args.alive { Request::Alive } else { Request::Health };
+    let asked = control_address(config).and_then(|address| control::ask(&address, request));
     let (well, report) = asked.map_err(|error| {
         Failure::Running(format!("no bridge runs with this configuration, or it does not answer: {error}"))
     })?;

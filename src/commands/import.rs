@@ -90,7 +90,8 @@ fn advice(output: &str, config: &Config) -> String {
   Where one calls it by its name alone: ln -s \"$(command -v bms2mqtt)\" /usr/local/bin/smart_bms
   By that name bms.conf comes before config.yaml: keep it for as long as something calls ./smart_bms.
 * A cron line that only kept `smart_bms` running goes: `bms2mqtt` stays, as a service. While it runs it has
-  the port to itself, so a script that wants values now reads them from the broker.
+  the port to itself: `bms2mqtt -1` with the same configuration, as the same user or as root, then prints
+  what it read last.
 "
     );
     if config.packs.iter().any(|pack| pack.json_topic.is_some()) {

@@ -58,9 +58,14 @@ impl Shown {
         Shown { damping, reading: None, renewed: Default::default() }
     }
 
+    /// Can what is shown be another than what was read?
+    pub fn may_differ(&self) -> bool {
+        self.damping != Damping::default()
+    }
+
     /// What is to be shown after this reading. `now` is of any clock that does not go back.
     pub fn after(&mut self, mut reading: Reading, now: Duration) -> Reading {
-        if self.damping == Damping::default() {
+        if !self.may_differ() {
             return reading;
         }
         match self.reading.take().filter(|shown| differs_by_numbers_only(shown, &reading)) {

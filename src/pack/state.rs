@@ -13,8 +13,10 @@ pub struct PackState {
     pub answering: Option<bool>,
     /// `None` until the board has been asked, or has been silent when it was to be asked.
     pub identity: Option<Identity>,
-    /// The last good poll.
+    /// The last good poll, as it is shown.
     pub reading: Option<Reading>,
+    /// The same as it was read, where damping may hold a part of it back.
+    pub undamped: Option<Reading>,
     /// Asked seldom, so mostly older than the reading.
     pub counters: Option<Counters>,
     /// From this reading and those before; `None` as long as the board tells no totals.
