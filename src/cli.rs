@@ -239,8 +239,8 @@ pub struct MqttOptions {
     #[arg(long = "mqtt-password-file", value_name = "FILE", verbatim_doc_comment, global = true)]
     pub password_file: Option<String>,
 
-    /// Certificate authority of the broker, or its own
-    /// certificate, PEM
+    /// Certificate of the broker's authority, or of
+    /// the broker itself, PEM
     #[arg(long = "mqtt-ca-file", value_name = "FILE", verbatim_doc_comment, global = true)]
     pub ca_file: Option<String>,
 
@@ -270,8 +270,9 @@ pub struct MqttOptions {
 
 #[derive(Args)]
 pub struct HealthArgs {
-    /// Ask only whether it is at work: for what starts it again if it is not
-    #[arg(long)]
+    /// Ask only whether it is at work: for what starts
+    /// it again if it is not
+    #[arg(long, verbatim_doc_comment)]
     pub alive: bool,
 }
 
