@@ -4,20 +4,28 @@ mod support;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::os::unix::process::CommandExt;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, chown};
 use std::path::Path;
-use std::process::{Child, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 
 use bms2mqtt::jbd::simulator::{FaultKind, Pace};
-use support::{Answers, Board, HOUSE, HOUSE_LINE, NAME, bms2mqtt, scratch};
+use nix::fcntl::{Flock, FlockArg, OFlag};
+use nix::sys::signal::Signal;
+use nix::unistd::geteuid;
+use support::{Answers, Board, HOUSE, HOUSE_LINE, NAME, bms2mqtt, bms2mqtt_without_rights, scratch, signal};
 
+const NOBODY: u32 = 65534;
 const WIRE: Pace = Pace::Wire { baud: 9600 };
 
 /// Runs it while the board of this test goes on answering.
 async fn run(directory: &Path, arguments: &[&str]) -> (i32, String, String) {
     let mut command = bms2mqtt(directory);
     command.args(arguments);
+    finished(command).await
+}
+
+async fn finished(mut command: Command) -> (i32, String, String) {
     let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
     let Output { status, stdout, stderr } = output;
@@ -88,38 +96,76 @@ async fn a_port_that_cannot_be_used_is_told_readably() {
     let directory = scratch("ports");
     let board = Board::start(Answers::new(&HOUSE), None, Pace::Unpaced);
     let port = board.port.to_str().unwrap();
-    let other = tokio_serial::SerialStream::open(&tokio_serial::new(port, 9600)).unwrap();
+    // As picocom holds a port, and as screen does.
+    let open = || {
+        fs::File::options().read(true).write(true).custom_flags(OFlag::O_NOCTTY.bits()).open(port).unwrap()
+    };
+    let locked = Flock::lock(open(), FlockArg::LockExclusiveNonblock).unwrap();
     let (code, out, err) = run(&directory, &["-1", "-p", port]).await;
     assert_eq!((code, out.trim()), (1, r#"{"BMS_status":0}"#));
-    assert!(err.contains("another program uses this port"), "{err}");
-    drop(other);
+    assert!(err.contains("another program uses this port; a port has one user"), "{err}");
+    drop(locked);
+    let exclusive = tokio_serial::SerialStream::open(&tokio_serial::new(port, 9600)).unwrap();
+    #[allow(deprecated)]
+    nix::fcntl::flock(exclusive.as_raw_fd(), FlockArg::Unlock).unwrap();
+    let mut command = bms2mqtt_without_rights(&directory);
+    command.args(["-1", "-p", port]);
+    let (code, _, err) = finished(command).await;
+    assert!(code == 1 && err.contains("another program uses this port"), "{err}");
+    assert!(err.contains("if it was killed, start what is at the other end"), "{err}");
+    drop(exclusive);
 
     let file = directory.join("file");
     fs::write(&file, "").unwrap();
     let (_, _, err) = run(&directory, &["-1", "-p", file.to_str().unwrap()]).await;
     assert!(err.contains("this is not a serial port"), "{err}");
 
-    // Only root can become somebody without rights.
-    if fs::metadata("/proc/self").unwrap().uid() == 0 {
-        let program = directory.join("bms2mqtt");
-        fs::copy(env!("CARGO_BIN_EXE_bms2mqtt"), &program).unwrap();
-        let board = Board::start(Answers::new(&HOUSE), None, Pace::Unpaced);
-        fs::set_permissions(&board.port, fs::Permissions::from_mode(0o600)).unwrap();
-        let mut command = std::process::Command::new(program);
-        command.current_dir("/").env_clear().uid(65534).args(["-1", "-p", board.port.to_str().unwrap()]);
-        match tokio::task::spawn_blocking(move || command.output()).await.unwrap() {
-            Ok(output) => {
-                let err = String::from_utf8(output.stderr).unwrap();
-                assert!(err.contains("permission denied; add the user to the group"), "{err}");
-            }
-            Err(error) => {
-                eprintln!("not tried without rights: nobody cannot start the program here ({error})")
-            }
-        }
+    let board = Board::start(Answers::new(&HOUSE), None, Pace::Unpaced);
+    fs::set_permissions(&board.port, fs::Permissions::from_mode(0o000)).unwrap();
+    if geteuid().is_root() {
+        chown(&board.port, Some(NOBODY), None).unwrap();
     }
+    let mut command = bms2mqtt_without_rights(&directory);
+    command.arg("-1").arg("-p").arg(&board.port);
+    let (code, _, err) = finished(command).await;
+    assert!(code == 1 && err.contains("permission denied; add the user to the group"), "{err}");
 
     let (_, _, err) = run(&directory, &["-1", "-p", "tcp://127.0.0.1:1"]).await;
     assert!(err.contains("tcp://127.0.0.1:1: connection refused"), "{err}");
+    fs::remove_dir_all(directory).unwrap();
+}
+
+#[tokio::test]
+async fn a_port_has_one_user_until_that_is_gone_however_it_went() {
+    let directory = scratch("lock");
+    let board = Board::start(Answers::new(&HOUSE), None, Pace::Unpaced);
+    let conf = format!("device={}\nrun_interval=0.2\nout_to=consol\n", board.port.display());
+    fs::write(directory.join("bms.conf"), conf).unwrap();
+    let once = async || {
+        let mut command = bms2mqtt_without_rights(&directory);
+        command.arg("-1");
+        finished(command).await
+    };
+    for end in [Signal::SIGKILL, Signal::SIGABRT, Signal::SIGTERM] {
+        let mut command = bms2mqtt_without_rights(&directory);
+        let mut bridge = Guard(command.stdout(Stdio::piped()).spawn().unwrap());
+        let mut out = BufReader::new(bridge.0.stdout.take().unwrap());
+        let line = tokio::task::spawn_blocking(move || {
+            let mut line = String::new();
+            out.read_line(&mut line).unwrap();
+            (line, out)
+        });
+        let (line, _out) = line.await.unwrap();
+        assert_eq!(line.trim(), HOUSE_LINE, "before {end}");
+        let (code, out, err) = once().await;
+        assert_eq!((code, out.trim()), (1, r#"{"BMS_status":0}"#), "{err}");
+        assert!(err.contains("another program uses this port"), "{err}");
+
+        signal(&bridge.0, end);
+        bridge.0.wait().unwrap();
+        let (code, out, err) = once().await;
+        assert_eq!((code, out.trim()), (0, HOUSE_LINE), "after {end}: {err}");
+    }
     fs::remove_dir_all(directory).unwrap();
 }
 
@@ -227,8 +273,7 @@ async fn simulate_serves_captured_frames_and_a_living_pack() {
     // An interrupted simulator takes its link away.
     let (simulator, _) = simulate(&directory, &["--link", "other"]);
     assert!(directory.join("other").exists());
-    let id = simulator.0.id().to_string();
-    std::process::Command::new("kill").args(["-s", "TERM", &id]).status().unwrap();
+    signal(&simulator.0, Signal::SIGTERM);
     support::eventually("the link is gone", || (!directory.join("other").is_symlink()).then_some(())).await;
     fs::remove_dir_all(directory).unwrap();
 }

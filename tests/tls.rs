@@ -9,6 +9,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime};
 
 use bms2mqtt::jbd::simulator::Pace;
+use nix::sys::signal::Signal;
 use support::{Answers, Board, Broker, HOUSE, Listener, Program, eventually, mosquitto, scratch};
 
 /// Is there what the tests need and the program does not? Says so where it is missing.
@@ -170,7 +171,7 @@ async fn fails(mut program: Program, url: &str, reason: &str) {
 }
 
 async fn stops(program: &mut Program) {
-    program.signal("TERM");
+    program.signal(Signal::SIGTERM);
     assert_eq!(program.ended().await.code(), Some(0));
 }
 

@@ -15,6 +15,8 @@ use bms2mqtt::jbd::frame::{Answer, Frame, Status, frames};
 use bms2mqtt::jbd::simulator::{Pace, Pack, Reply, serve, terminal};
 use bms2mqtt::mqtt::broker;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, geteuid};
 use rumqttc::{AsyncClient, Event, MqttOptions, Packet, QoS};
 use tokio::task::JoinHandle;
 
@@ -153,8 +155,7 @@ impl Broker {
     /// Ends it as the system's shutdown would: it may still write what it keeps.
     pub async fn end(&mut self) {
         if let Kind::Mosquitto(Some(child)) = &mut self.kind {
-            let id = child.id().to_string();
-            assert!(Command::new("kill").args(["-s", "TERM", &id]).status().unwrap().success());
+            signal(child, Signal::SIGTERM);
             eventually("the broker ends", || child.try_wait().unwrap()).await;
         }
         self.kill().await;
@@ -394,6 +395,11 @@ impl Drop for Board {
     }
 }
 
+/// Sends a signal to a child that has not been waited for, so that its number is still its own.
+pub fn signal(child: &Child, what: Signal) {
+    kill(Pid::from_raw(child.id().try_into().unwrap()), what).unwrap();
+}
+
 /// The program, with nothing of this machine's configuration, and its log in a file.
 pub struct Program {
     pub child: Child,
@@ -401,8 +407,22 @@ pub struct Program {
 }
 
 pub fn bms2mqtt(directory: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_bms2mqtt"));
+    in_directory(Command::new(env!("CARGO_BIN_EXE_bms2mqtt")), directory)
+}
+
+fn in_directory(mut command: Command, directory: &Path) -> Command {
     command.current_dir(directory).env_clear().env("BMS2MQTT_STATE_DIR", directory.join("state"));
+    command
+}
+
+/// The same without the rights that root has over others, as services, containers and ordinary users run it: root may
+/// open even what is locked, and what belongs to others.
+pub fn bms2mqtt_without_rights(directory: &Path) -> Command {
+    if !geteuid().is_root() {
+        return bms2mqtt(directory);
+    }
+    let mut command = in_directory(Command::new("/usr/bin/setpriv"), directory);
+    command.args(["--bounding-set=-all", env!("CARGO_BIN_EXE_bms2mqtt")]);
     command
 }
 
@@ -423,9 +443,8 @@ impl Program {
         eventually(&format!("\"{what}\" in the log"), || self.log().contains(what).then_some(())).await;
     }
 
-    pub fn signal(&self, name: &str) {
-        let id = self.child.id().to_string();
-        assert!(Command::new("kill").args(["-s", name, &id]).status().unwrap().success());
+    pub fn signal(&self, what: Signal) {
+        signal(&self.child, what);
     }
 
     /// Its exit status, once it has ended by itself.
