@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 use bms2mqtt::jbd::simulator::{Pace, Pack, Reply};
 use bms2mqtt::pack::record::Record;
 use bms2mqtt::state_file;
+use nix::sys::signal::Signal;
 use serde_json::Value;
 use support::{Answers, BANK, Board, Broker, HOUSE, Listener, Program, eventually, mosquitto, scratch};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -591,7 +592,7 @@ async fn a_way_to_the_broker_that_hangs_again_and_again() {
 async fn killed_programs(count: u32) {
     let broker = Broker::start().await;
     let directory = scratch("power");
-    let (link, file) = (directory.join("by-id"), directory.join("state/house.json"));
+    let file = directory.join("state/house.json");
     let answers = Answers::new(&BANK);
     // 300 A in, and nearly 10 Wh already, which is one step of what is shown.
     answers.change(3, |data| data[2..4].copy_from_slice(&30_000_i16.to_be_bytes()));
@@ -601,13 +602,10 @@ async fn killed_programs(count: u32) {
     let mut random = Random(4);
     let (mut in_a_write, mut taken_away, mut shown) = (0, 0, 0);
     let mut all_shown = Vec::new();
+    let board = Board::start(answers.clone(), None, Pace::Unpaced);
     for round in 0..count {
-        // A terminal of its own: one that was killed has not taken back its claim to it.
-        let board = Board::start(answers.clone(), None, Pace::Unpaced);
-        let _ = fs::remove_file(&link);
-        symlink(&board.port, &link).unwrap();
         listener.clear();
-        let mut program = Program::start(&directory, &config(&broker.url(), "", &link, "10ms"));
+        let mut program = Program::start(&directory, &config(&broker.url(), "", &board.port, "10ms"));
         let began = Instant::now();
         while !listener.messages().iter().any(|heard| !heard.retained) {
             assert!(began.elapsed() < support::PATIENCE, "no first publish");
@@ -615,7 +613,7 @@ async fn killed_programs(count: u32) {
         }
         sleep(random.milliseconds(5, 60)).await;
         if round % 2 == 1 {
-            program.signal("TERM");
+            program.signal(Signal::SIGTERM);
             sleep(random.milliseconds(0, 6)).await;
         }
         program.child.kill().unwrap();
@@ -677,7 +675,7 @@ async fn energy_stays_announced_while_a_slow_disk_is_waited_for() {
     let board = Board::start(answers.clone(), None, Pace::Unpaced);
     let mut program = start(&board);
     settled(&broker, "announced", is_announced).await;
-    program.signal("TERM");
+    program.signal(Signal::SIGTERM);
     program.ended().await;
     let text = fs::read_to_string(&file).unwrap();
 
