@@ -573,7 +573,6 @@ mod tests {
                     let due = Duration::from_secs(7 + byte) * 10 / 9600;
                     assert!(start.elapsed() >= due, "byte {byte} after {:?}", start.elapsed());
                 }
-                assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
             }
         };
         let (_, served) = tokio::join!(asked, serve(line, &mut pack, Pace::Wire { baud: 9600 }));
