@@ -282,7 +282,7 @@ async fn a_certificate_that_expires_during_a_session_ends_none_and_lets_none_beg
     let authority = Authority::new(&directory, "home");
     let bridge = Bridge::new(&directory);
     let mut life = Duration::from_secs(4);
-    let (expiry, server, mut broker, url, mut program) = loop {
+    let (expiry, server, mut broker, mut program) = loop {
         let expiry = SystemTime::now() + life;
         let date = humantime::format_rfc3339_seconds(expiry).to_string().replace(['-', 'T', ':'], "");
         let server = authority.issue("server", THIS_MACHINE, &date);
@@ -291,7 +291,7 @@ async fn a_certificate_that_expires_during_a_session_ends_none_and_lets_none_beg
         let program = bridge.start(&url, &authority.certificate(), None);
         eventually("a first session", || program.log().contains(&url).then_some(())).await;
         if program.log().contains(&format!("connected to {url}\n")) {
-            break (expiry, server, broker, url, program);
+            break (expiry, server, broker, program);
         }
         // It has expired before: this machine is busy.
         life *= 2;
