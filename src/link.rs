@@ -73,10 +73,11 @@ pub async fn open(address: &Address) -> Result<Link, OpenError> {
     opened.map_err(|reason| OpenError { address: address.clone(), reason })
 }
 
-/// Locked twice against other programs. `flock` keeps out who looks at it, another bridge, picocom or tio, and root too;
-/// `TIOCEXCL` keeps out who looks at nothing, such as minicom, stty or a script, unless it is root. The kernel drops
-/// both when a port is closed, however its program ended. But a pseudo-terminal stays `TIOCEXCL` until its other end is
-/// closed as well: with its bridge killed, nobody but root could open it again. So there it is `flock` alone.
+/// Locked twice against other programs. `flock` keeps out who looks at it, another bridge, picocom
+/// or tio, and root too; `TIOCEXCL` keeps out who looks at nothing, such as minicom, stty or a
+/// script, unless it is root. The kernel drops both when a port is closed, however its program
+/// ended. But a pseudo-terminal stays `TIOCEXCL` until its other end is closed as well: with its
+/// bridge killed, nobody but root could open it again. So there it is `flock` alone.
 fn open_serial(path: &str, baud: u32) -> Result<SerialStream, String> {
     let pseudo_terminal = is_pseudo_terminal(Path::new(path));
     let port = tokio_serial::new(path, baud).exclusive(!pseudo_terminal);
@@ -102,7 +103,8 @@ fn open_serial(path: &str, baud: u32) -> Result<SerialStream, String> {
         _ => format!("{}; is the adapter still there?", error.description),
     })?;
     if pseudo_terminal {
-        // Opened without `TIOCEXCL` it shares its lock. Of two that are here at once, the last to ask has it alone.
+        // Opened without `TIOCEXCL` it shares its lock. Of two that are here at once, the last to
+        // ask has it alone.
         #[allow(deprecated)] // nix's other way, Flock, would own the port
         flock(port.as_raw_fd(), FlockArg::LockExclusiveNonblock).map_err(|errno| match errno {
             Errno::EWOULDBLOCK => USED.to_owned(),

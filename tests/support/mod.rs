@@ -22,10 +22,12 @@ use rumqttc::{AsyncClient, Event, MqttOptions, Packet, QoS};
 use tokio::net::TcpSocket;
 use tokio::task::JoinHandle;
 
-/// No test waits longer for anything; those that pass wait milliseconds, on a machine that is busy seconds.
+/// No test waits longer for anything; those that pass wait milliseconds, on a machine that is busy
+/// seconds.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Tells it, once, also of a test that passes: what the test runner catches of those is seen by nobody.
+/// Tells it, once, also of a test that passes: what the test runner catches of those is seen by
+/// nobody.
 pub fn tell(what: &str) {
     static TOLD: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
     if TOLD.lock().unwrap().insert(what.to_owned()) {
@@ -33,8 +35,8 @@ pub fn tell(what: &str) {
     }
 }
 
-/// Measures time less what this machine was too busy for: it counts sleeps, and a late one counts as one. For what is
-/// promised within a time; the program beside it is held up as much as this.
+/// Measures time less what this machine was too busy for: it counts sleeps, and a late one counts
+/// as one. For what is promised within a time; the program beside it is held up as much as this.
 #[derive(Clone)]
 pub struct Stopwatch(Arc<StopwatchTask>);
 
@@ -73,11 +75,12 @@ impl Drop for StopwatchTask {
     }
 }
 
-/// A port of loopback that belongs to its test for as long as this lives: nobody else is given it, and nobody answers
-/// there until somebody who knows of it listens.
+/// A port of loopback that belongs to its test for as long as this lives: nobody else is given it,
+/// and nobody answers there until somebody who knows of it listens.
 pub struct OwnPort {
     pub address: SocketAddr,
-    // Bound and never listening. Whoever listens beside it must allow that, as servers do (SO_REUSEADDR).
+    // Bound and never listening. Whoever listens beside it must allow that, as servers do
+    // (SO_REUSEADDR).
     _socket: TcpSocket,
 }
 
@@ -113,8 +116,8 @@ pub async fn eventually<T>(what: &str, mut condition: impl FnMut() -> Option<T>)
     }
 }
 
-/// A child that is forked while a terminal is being made would have the board's end of it too, and keep the line up when
-/// the board is unplugged.
+/// A child that is forked while a terminal is being made would have the board's end of it too, and
+/// keep the line up when the board is unplugged.
 static FORKS: RwLock<()> = RwLock::new(());
 
 pub fn spawn(command: &mut Command) -> Child {
@@ -254,8 +257,9 @@ impl Broker {
         messages.into_iter().map(|m| (m.topic, m.payload)).collect()
     }
 
-    /// The same, in the order in which it came and as often. The small broker goes on with its work while it hands out
-    /// what is retained: where something was said meanwhile, that is no picture of one moment, and another is taken.
+    /// The same, in the order in which it came and as often. The small broker goes on with its work
+    /// while it hands out what is retained: where something was said meanwhile, that is no picture
+    /// of one moment, and another is taken.
     pub async fn retained_messages(&self) -> Vec<Heard> {
         let began = Instant::now();
         loop {
@@ -327,7 +331,8 @@ impl Listener {
         Listener { client, heard, task }
     }
 
-    /// Waits until all has come that was retained or said before: a message of our own comes behind it.
+    /// Waits until all has come that was retained or said before: a message of our own comes behind
+    /// it.
     pub async fn catch_up(&self) {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed).to_string();
@@ -513,8 +518,8 @@ fn in_directory(mut command: Command, directory: &Path) -> Command {
     command
 }
 
-/// The same without the rights that root has over others, as services, containers and ordinary users run it: root may
-/// open even what is locked, and what belongs to others.
+/// The same without the rights that root has over others, as services, containers and ordinary
+/// users run it: root may open even what is locked, and what belongs to others.
 pub fn bms2mqtt_without_rights(directory: &Path) -> Command {
     let none = ["--bounding-set=-all"];
     let gives_up = || Command::new("/usr/bin/setpriv").args(none).arg("true").status();
