@@ -10,7 +10,6 @@ use std::sync::{Arc, Mutex};
 
 use bms2mqtt::jbd::simulator::Pace;
 use bms2mqtt::pack::damping::Quantity;
-use nix::sys::signal::Signal;
 use serde_yaml::Value;
 use support::{
     Answers, Board, Broker, HOUSE, Listener, Program, eventually, mosquitto, scratch, spawn, tell,
@@ -136,7 +135,7 @@ async fn the_supervisor_is_asked_until_it_names_a_broker_that_lets_us_in() {
     broker.resume().await;
     eventually("again", || (program.log().matches("connected to").count() == 2).then_some(())).await;
 
-    program.signal(Signal::SIGTERM);
+    program.signal("TERM");
     assert_eq!(program.ended().await.code(), Some(0));
     let log = program.log();
     assert_eq!(log.matches(none_yet).count(), 1, "{log}");
@@ -171,7 +170,7 @@ async fn a_supervisor_that_does_not_answer_is_told_and_holds_up_nothing() {
     let url = format!("http://{}", listener.local_addr().unwrap());
     let mut program = start(&directory, &options(&board.port, ""), &url);
     program.logged(&format!("Home Assistant's Supervisor does not answer at {url}: ")).await;
-    program.signal(Signal::SIGTERM);
+    program.signal("TERM");
     assert_eq!(program.ended().await.code(), Some(0));
 }
 

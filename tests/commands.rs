@@ -11,7 +11,6 @@ use std::process::{Child, Command, Output, Stdio};
 
 use bms2mqtt::jbd::simulator::{FaultKind, Pace};
 use nix::fcntl::{Flock, FlockArg, OFlag};
-use nix::sys::signal::Signal;
 use nix::unistd::geteuid;
 use support::{
     Answers, Board, HOUSE, HOUSE_LINE, NAME, OwnPort, bms2mqtt, bms2mqtt_without_rights, scratch, signal,
@@ -150,7 +149,7 @@ async fn a_port_has_one_user_until_that_is_gone_however_it_went() {
         command.arg("-1");
         finished(command).await
     };
-    for end in [Signal::SIGKILL, Signal::SIGABRT, Signal::SIGTERM] {
+    for end in ["KILL", "ABRT", "TERM"] {
         let mut command = bms2mqtt_without_rights(&directory);
         let mut bridge = Guard(command.stdout(Stdio::piped()).spawn().unwrap());
         let mut out = BufReader::new(bridge.0.stdout.take().unwrap());
@@ -277,7 +276,7 @@ async fn simulate_serves_captured_frames_and_a_living_pack() {
     // An interrupted simulator takes its link away.
     let (simulator, _) = simulate(&directory, &["--link", "other"]);
     assert!(directory.join("other").exists());
-    signal(&simulator.0, Signal::SIGTERM);
+    signal(&simulator.0, "TERM");
     support::eventually("the link is gone", || (!directory.join("other").is_symlink()).then_some(())).await;
     fs::remove_dir_all(directory).unwrap();
 }
@@ -427,7 +426,7 @@ async fn the_demo_needs_nothing_and_shows_a_pack_that_lives() {
     let (said, tables, _out) = tokio::time::timeout(support::PATIENCE, reading).await.unwrap().unwrap();
     assert!(said.contains("The broker is at mqtt://127.0.0.1:"), "{said}");
     assert_ne!(tables[0], tables[1], "it lives");
-    signal(&demo.0, Signal::SIGINT);
+    signal(&demo.0, "INT");
     let mut err = String::new();
     demo.0.stderr.take().unwrap().read_to_string(&mut err).unwrap();
     assert_eq!((demo.0.wait().unwrap().code(), err.as_str()), (Some(0), ""));

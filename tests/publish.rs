@@ -8,7 +8,6 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use bms2mqtt::jbd::simulator::Pace;
-use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use support::{
     Answers, BANK, Board, Broker, COUNTERS, HOUSE, HOUSE_LINE, Heard, Listener, NAME, OwnPort, Program,
@@ -310,7 +309,7 @@ async fn a_stop_says_offline_at_once_and_a_kill_leaves_it_to_the_will() {
     listener.wait_for("bms2mqtt/bridge/availability", "online").await;
     listener.clear();
     let took = Stopwatch::start();
-    program.signal(Signal::SIGTERM);
+    program.signal("TERM");
     assert_eq!(program.ended().await.code(), Some(0));
     assert!(took.elapsed() < Duration::from_secs(2), "{:?}", took.elapsed());
     listener.catch_up().await;
@@ -490,7 +489,7 @@ async fn leftovers_of_a_renamed_pack_and_of_lost_cells_are_removed() {
         assert_eq!(retained.get(topic).map(String::as_str), Some(payload), "{topic}");
     }
     program.logged("pack shed at this base topic is not ours").await;
-    program.signal(Signal::SIGTERM);
+    program.signal("TERM");
     program.ended().await;
 
     // Without its memory of earlier packs it finds them by their `offline`.
@@ -521,7 +520,7 @@ async fn a_renamed_packs_entities_go_before_the_new_ones_come() {
     let board = Board::start(answers.clone(), None, Pace::Unpaced);
     let mut program = Program::start(&directory, &config(&broker, &[("house", &board.port)]));
     announced(&broker, "house", &keys(8, 2)).await;
-    program.signal(Signal::SIGTERM);
+    program.signal("TERM");
     program.ended().await;
 
     // All is known of the pack before the broker is there: what it kept of the old id must come to light first.
@@ -579,7 +578,7 @@ async fn the_last_protection_is_told_and_kept_over_restarts() {
     let time = broker.retained().await["bms2mqtt/house/last_protection_time"].clone();
     let age = humantime::parse_rfc3339(&time).unwrap().elapsed().unwrap();
     assert!(age < support::PATIENCE, "{age:?}");
-    program.signal(Signal::SIGKILL);
+    program.signal("KILL");
     program.ended().await;
 
     broker.kill().await;
@@ -598,7 +597,7 @@ async fn names_are_in_the_users_language_and_nothing_else_is() {
     let yaml = config(&broker, &[("house", &board.port)]);
     let mut program = Program::start(&directory, &yaml);
     let english = announced(&broker, "house", &keys(8, 2)).await;
-    program.signal(Signal::SIGTERM);
+    program.signal("TERM");
     program.ended().await;
 
     let _program = Program::start(&directory, &(yaml + "home_assistant: {language: ru}\n"));
@@ -671,7 +670,7 @@ async fn a_broker_that_refuses_is_told_readably_and_tried_patiently() {
     let mut program = Program::start(&directory, &yaml);
     program.logged(&format!("{url}: connection refused; is the broker running")).await;
     assert!(program.child.try_wait().unwrap().is_none());
-    program.signal(Signal::SIGTERM);
+    program.signal("TERM");
     assert_eq!(program.ended().await.code(), Some(0));
 
     if mosquitto().is_none() {

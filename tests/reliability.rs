@@ -21,7 +21,6 @@ use std::time::{Duration, Instant};
 use bms2mqtt::jbd::simulator::{Pace, Pack, Reply};
 use bms2mqtt::pack::record::Record;
 use bms2mqtt::state_file;
-use nix::sys::signal::Signal;
 use serde_json::Value;
 use support::{
     Answers, BANK, Board, Broker, HOUSE, Listener, Program, Stopwatch, eventually, mosquitto, scratch, tell,
@@ -623,7 +622,7 @@ async fn killed_programs(count: u32) {
         }
         sleep(random.milliseconds(5, 60)).await;
         if round % 2 == 1 {
-            program.signal(Signal::SIGTERM);
+            program.signal("TERM");
             sleep(random.milliseconds(0, 6)).await;
         }
         program.child.kill().unwrap();
@@ -685,7 +684,7 @@ async fn energy_stays_announced_while_a_slow_disk_is_waited_for() {
     let board = Board::start(answers.clone(), None, Pace::Unpaced);
     let mut program = start(&board);
     settled(&broker, "announced", is_announced).await;
-    program.signal(Signal::SIGTERM);
+    program.signal("TERM");
     program.ended().await;
     let text = fs::read_to_string(&file).unwrap();
 

@@ -9,7 +9,6 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime};
 
 use bms2mqtt::jbd::simulator::Pace;
-use nix::sys::signal::Signal;
 use support::{
     Answers, Board, Broker, HOUSE, Listener, OwnPort, Program, eventually, mosquitto, scratch, tell,
 };
@@ -175,7 +174,7 @@ async fn fails(mut program: Program, url: &str, reason: &str) {
 }
 
 async fn stops(program: &mut Program) {
-    program.signal(Signal::SIGTERM);
+    program.signal("TERM");
     assert_eq!(program.ended().await.code(), Some(0));
 }
 

@@ -236,7 +236,7 @@ impl Broker {
     /// Ends it as the system's shutdown would: it may still write what it keeps.
     pub async fn end(&mut self) {
         if let Kind::Mosquitto(Some(child)) = &mut self.kind {
-            signal(child, Signal::SIGTERM);
+            signal(child, "TERM");
             eventually("the broker ends", || child.try_wait().unwrap()).await;
         }
         self.kill().await;
@@ -499,8 +499,9 @@ impl Drop for Board {
 }
 
 /// Sends a signal to a child that has not been waited for, so that its number is still its own.
-pub fn signal(child: &Child, what: Signal) {
-    kill(Pid::from_raw(child.id().try_into().unwrap()), what).unwrap();
+pub fn signal(child: &Child, name: &str) {
+    let signal: Signal = format!("SIG{name}").parse().unwrap();
+    kill(Pid::from_raw(child.id().try_into().unwrap()), signal).unwrap();
 }
 
 /// The program, with nothing of this machine's configuration, and its log in a file.
@@ -549,8 +550,8 @@ impl Program {
         eventually(&format!("\"{what}\" in the log"), || self.log().contains(what).then_some(())).await;
     }
 
-    pub fn signal(&self, what: Signal) {
-        signal(&self.child, what);
+    pub fn signal(&self, name: &str) {
+        signal(&self.child, name);
     }
 
     /// Its exit status, once it has ended by itself.
