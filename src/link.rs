@@ -3,10 +3,15 @@
 use std::fmt;
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::errno::Errno;
+#[allow(deprecated)]
+use nix::fcntl::{FlockArg, flock};
+use nix::sys::stat::major;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_serial::{ErrorKind, SerialStream};
@@ -59,12 +64,12 @@ impl fmt::Display for OpenError {
 impl std::error::Error for OpenError {}
 
 /// What is told of a port that another program has.
-const TAKEN: &str = "another program uses this port; a port has one user";
+const USED: &str = "another program uses this port; a port has one user";
 
 impl OpenError {
     /// Does another program have the port?
     pub fn port_is_taken(&self) -> bool {
-        self.reason == TAKEN
+        self.reason.starts_with(USED)
     }
 }
 
@@ -81,16 +86,27 @@ pub async fn open(address: &Address) -> Result<Link, OpenError> {
     opened.map_err(|reason| OpenError { address: address.clone(), reason })
 }
 
+/// Locked twice against other programs. `flock` keeps out who looks at it, another bridge, picocom
+/// or tio, and root too; `TIOCEXCL` keeps out who looks at nothing, such as minicom, stty or a
+/// script, unless it is root. The kernel drops both when a port is closed, however its program
+/// ended. But a pseudo-terminal stays `TIOCEXCL` until its other end is closed as well: with its
+/// bridge killed, nobody but root could open it again. So there it is `flock` alone.
 fn open_serial(path: &str, baud: u32) -> Result<SerialStream, String> {
-    SerialStream::open(&tokio_serial::new(path, baud)).map_err(|error| match error.kind() {
+    let pseudo_terminal = is_pseudo_terminal(Path::new(path));
+    let port = tokio_serial::new(path, baud).exclusive(!pseudo_terminal);
+    let port = SerialStream::open(&port).map_err(|error| match error.kind() {
         ErrorKind::Io(io::ErrorKind::NotFound) => {
             "there is no such port; is the adapter plugged in? `bms2mqtt scan` lists the ports".to_owned()
         }
         ErrorKind::Io(io::ErrorKind::PermissionDenied) => {
             "permission denied; add the user to the group that owns the port (often `dialout`)".to_owned()
         }
+        // By its `TIOCEXCL`, which it may have left behind.
+        ErrorKind::NoDevice if pseudo_terminal && error.description == Errno::EBUSY.desc() => format!(
+            "{USED}; if it was killed, start what is at the other end of this pseudo-terminal anew"
+        ),
         // What serialport reports when its lock is taken, and for EBUSY.
-        ErrorKind::NoDevice => TAKEN.to_owned(),
+        ErrorKind::NoDevice => USED.to_owned(),
         // Not the port's own rights: a container or a service that may not use this device.
         _ if error.description == Errno::EPERM.desc() => {
             "this container or service may not use it; give it the device (docker run --device, or DeviceAllow)"
@@ -98,12 +114,28 @@ fn open_serial(path: &str, baud: u32) -> Result<SerialStream, String> {
         }
         _ if !is_terminal_device(Path::new(path)) => "this is not a serial port".to_owned(),
         _ => format!("{}; is the adapter still there?", error.description),
-    })
+    })?;
+    if pseudo_terminal {
+        // Opened without `TIOCEXCL` it shares its lock. Of two that are here at once, the last to
+        // ask has it alone.
+        #[allow(deprecated)] // nix's other way, Flock, would own the port
+        flock(port.as_raw_fd(), FlockArg::LockExclusiveNonblock).map_err(|errno| match errno {
+            Errno::EWOULDBLOCK => USED.to_owned(),
+            errno => format!("it cannot be locked: {}", errno.desc()),
+        })?;
+    }
+    Ok(port)
+}
+
+/// The end for programs of a pseudo-terminal, by whatever name: what socat and simulators make.
+fn is_pseudo_terminal(path: &Path) -> bool {
+    // UNIX98_PTY_SLAVE_MAJOR and the seven behind it, in the kernel's list of devices.
+    const MAJORS: std::ops::RangeInclusive<u64> = 136..=143;
+    is_terminal_device(path) && path.metadata().is_ok_and(|metadata| MAJORS.contains(&major(metadata.rdev())))
 }
 
 /// Serial ports and pseudo-terminals are character devices; what else is opened by mistake is mostly a file.
 fn is_terminal_device(path: &Path) -> bool {
-    use std::os::unix::fs::FileTypeExt;
     path.metadata().is_ok_and(|metadata| metadata.file_type().is_char_device())
 }
 

@@ -11,7 +11,9 @@ use std::sync::{Arc, Mutex};
 use bms2mqtt::jbd::simulator::Pace;
 use bms2mqtt::pack::damping::Quantity;
 use serde_yaml::Value;
-use support::{Answers, Board, Broker, HOUSE, Listener, Program, eventually, mosquitto, scratch};
+use support::{
+    Answers, Board, Broker, HOUSE, Listener, Program, eventually, mosquitto, scratch, spawn, tell,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
@@ -79,7 +81,7 @@ fn start(directory: &Path, options: &str, supervisor: &str) -> Program {
         .env("BMS2MQTT_CONFIG", file)
         .env("BMS2MQTT_SUPERVISOR_URL", supervisor)
         .env("SUPERVISOR_TOKEN", TOKEN);
-    let child = command.stdin(Stdio::null()).stderr(log).spawn().unwrap();
+    let child = spawn(command.stdin(Stdio::null()).stderr(log));
     Program { child, directory: directory.to_owned() }
 }
 
@@ -103,7 +105,7 @@ fn password_file(directory: &Path, password: &str) -> PathBuf {
 #[tokio::test]
 async fn the_supervisor_is_asked_until_it_names_a_broker_that_lets_us_in() {
     if mosquitto().is_none() {
-        eprintln!("skipped: mosquitto is not installed, and passwords are tried with it");
+        tell("mosquitto is not installed: that passwords come from the Supervisor is not tried");
         return;
     }
     let directory = scratch("app");
@@ -240,7 +242,7 @@ fn the_apps_form_is_the_programs_configuration() {
     // Any certificate authority will do.
     let bundle = "/etc/ssl/certs/ca-certificates.crt";
     if !Path::new(bundle).exists() {
-        eprintln!("skipped: no certificate authorities here");
+        tell("there are no certificate authorities here: the app's form is not tried");
         return;
     }
     fs::copy(bundle, directory.join("ca.pem")).unwrap();

@@ -13,11 +13,11 @@ use bms2mqtt::jbd::frame::Status;
 use bms2mqtt::jbd::message::{BasicInfo, CellVoltages, register};
 use bms2mqtt::jbd::simulator::{FaultKind, Faults, Pace, Pack, Reply, serve_with, terminal};
 use rumqttc::{AsyncClient, Event, MqttOptions, Packet, QoS};
-use support::{Broker, Program, eventually, scratch};
+use support::{Broker, Program, Stopwatch, eventually, scratch};
 
 const INTERVAL: Duration = Duration::from_millis(100);
 /// What may lie between a board's giving a value and its arrival at a subscriber: both questions of a poll in all
-/// their tries, and what the machine takes.
+/// their tries, and what the machine takes that is not busy otherwise.
 const FRESH: Duration = Duration::from_secs(4);
 
 /// Each kind as it is tried, so that it strikes often and lets polls through too.
@@ -30,27 +30,30 @@ fn spec(kind: FaultKind) -> String {
 }
 
 /// A board that holds another value at every poll: 10.00 V and 3.000 V at first, 10 mV and 1 mV more at each.
-#[derive(Clone, Default)]
-struct Held(Arc<Mutex<Vec<Instant>>>);
+#[derive(Clone)]
+struct Held {
+    since: Arc<Mutex<Vec<Duration>>>,
+    clock: Stopwatch,
+}
 
 impl Held {
     fn polls(&self) -> usize {
-        self.0.lock().unwrap().len()
+        self.since.lock().unwrap().len()
     }
 
     /// When the board last held its nth value.
-    fn until(&self, place: usize) -> Option<Instant> {
-        let since = self.0.lock().unwrap();
+    fn until(&self, place: usize) -> Option<Duration> {
+        let since = self.since.lock().unwrap();
         since.get(place)?;
-        Some(since.get(place + 1).copied().unwrap_or_else(Instant::now))
+        Some(since.get(place + 1).copied().unwrap_or_else(|| self.clock.elapsed()))
     }
 }
 
 impl Pack for Held {
     fn answer(&mut self, register: u8) -> Reply {
-        let mut since = self.0.lock().unwrap();
+        let mut since = self.since.lock().unwrap();
         if register == register::BASIC_INFO {
-            since.push(Instant::now());
+            since.push(self.clock.elapsed());
         }
         let place = since.len().saturating_sub(1) as u16;
         match register {
@@ -79,8 +82,8 @@ struct Trial {
 }
 
 impl Trial {
-    fn start(place: usize, specs: Vec<String>) -> Trial {
-        let held = Held::default();
+    fn start(place: usize, specs: Vec<String>, clock: &Stopwatch) -> Trial {
+        let held = Held { since: Arc::default(), clock: clock.clone() };
         let faults = Faults::new(&specs, place as u64).unwrap();
         let (terminal, line) = terminal(None).unwrap();
         let port = terminal.path().to_owned();
@@ -93,21 +96,21 @@ impl Trial {
     }
 }
 
-type Heard = Arc<Mutex<Vec<(Instant, String, String)>>>;
+type Heard = Arc<Mutex<Vec<(Duration, String, String)>>>;
 
-async fn listen(broker: &Broker) -> Heard {
+async fn listen(broker: &Broker, clock: &Stopwatch) -> Heard {
     let mut options = MqttOptions::new("faults", broker.address.ip().to_string(), broker.address.port());
     options.set_max_packet_size(1 << 20, 1 << 20);
     let (client, mut event_loop) = AsyncClient::new(options, 10);
     client.subscribe("bms2mqtt/+/+", QoS::AtMostOnce).await.unwrap();
     let heard = Heard::default();
-    let keep = Arc::clone(&heard);
+    let (keep, clock) = (Arc::clone(&heard), clock.clone());
     tokio::spawn(async move {
         let _client = client;
         while let Ok(event) = event_loop.poll().await {
             if let Event::Incoming(Packet::Publish(publish)) = event {
                 let payload = String::from_utf8_lossy(&publish.payload).into_owned();
-                keep.lock().unwrap().push((Instant::now(), publish.topic, payload));
+                keep.lock().unwrap().push((clock.elapsed(), publish.topic, payload));
             }
         }
     });
@@ -115,7 +118,7 @@ async fn listen(broker: &Broker) -> Heard {
 }
 
 /// What was published of one pack, and the longest time between the board's holding a value and its arrival.
-fn examine(trial: &Trial, heard: &[(Instant, String, String)]) -> (usize, Duration) {
+fn examine(trial: &Trial, heard: &[(Duration, String, String)]) -> (usize, Duration) {
     let mut values = 0;
     let mut oldest = Duration::ZERO;
     let mut constant: BTreeMap<&str, &str> = BTreeMap::new();
@@ -147,7 +150,7 @@ fn examine(trial: &Trial, heard: &[(Instant, String, String)]) -> (usize, Durati
         values += 1;
         let until = place.and_then(|place| trial.held.until(place));
         let until = until.unwrap_or_else(|| panic!("{:?}: {key} {payload} was never held", trial.specs));
-        oldest = oldest.max(at.saturating_duration_since(until));
+        oldest = oldest.max(at.saturating_sub(until));
     }
     assert!(oldest < FRESH, "{:?}: a value {oldest:?} after the board held it", trial.specs);
     (values, oldest)
@@ -156,10 +159,12 @@ fn examine(trial: &Trial, heard: &[(Instant, String, String)]) -> (usize, Durati
 /// Tries these faults side by side, each on a pack of its own, for so many polls.
 async fn batch(first: usize, trials: &[Vec<String>], polls: usize) {
     let broker = Broker::start().await;
-    let heard = listen(&broker).await;
+    let clock = Stopwatch::start();
+    let heard = listen(&broker, &clock).await;
     let directory = scratch("faults");
+    let trials = trials.iter().enumerate();
     let trials: Vec<Trial> =
-        trials.iter().enumerate().map(|(place, specs)| Trial::start(first + place, specs.clone())).collect();
+        trials.map(|(place, specs)| Trial::start(first + place, specs.clone(), &clock)).collect();
     let mut yaml = format!("mqtt: {{url: '{}'}}\npacks:\n", broker.url());
     for Trial { id, port, .. } in &trials {
         yaml +=

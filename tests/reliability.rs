@@ -22,7 +22,9 @@ use bms2mqtt::jbd::simulator::{Pace, Pack, Reply};
 use bms2mqtt::pack::record::Record;
 use bms2mqtt::state_file;
 use serde_json::Value;
-use support::{Answers, BANK, Board, Broker, HOUSE, Listener, Program, eventually, mosquitto, scratch};
+use support::{
+    Answers, BANK, Board, Broker, HOUSE, Listener, Program, Stopwatch, eventually, mosquitto, scratch, tell,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::watch;
@@ -104,7 +106,7 @@ const BRIDGE: &str = "bms2mqtt/bridge/availability";
 
 /// `offline` within three polls of the unplugging, which is `offline_after`, and `online` within two of the return. An
 /// unplugged port hangs up, so no poll is silent and none of the board's own time-outs (500 ms a try) is to be allowed
-/// for: a poll is one interval. What is allowed for is [`SLACK`], the way to the listener on a machine that is busy.
+/// for: a poll is one interval. What is allowed for is [`SLACK`], the way to the listener.
 async fn replugs(count: u32) {
     const INTERVAL: Duration = Duration::from_millis(200);
     const SLACK: Duration = Duration::from_millis(100);
@@ -133,22 +135,22 @@ async fn replugs(count: u32) {
         let earlier = board.port.clone();
         // The number of a pseudo-terminal is given again once it is closed; so another has to be made before.
         let next = (round % 2 == 0).then(plug);
-        let began = Instant::now();
+        let took = Stopwatch::start();
         // First the link, or another program's terminal might take over what it points to.
         fs::remove_file(&link).unwrap();
         board.unplug().await;
         listener.wait_for(AVAILABILITY, "offline").await;
-        gone_after.push(began.elapsed());
+        gone_after.push(took.elapsed());
 
         sleep(random.milliseconds(0, 200)).await;
         listener.clear();
         board = next.unwrap_or_else(plug);
         moved += u32::from(board.port != earlier);
         assert!(round % 2 == 1 || board.port != earlier);
-        let began = Instant::now();
+        let took = Stopwatch::start();
         symlink(&board.port, &link).unwrap();
         listener.wait_for(AVAILABILITY, "online").await;
-        back_after.push(began.elapsed());
+        back_after.push(took.elapsed());
     }
     let before = before.unwrap();
     let after = eventually("files and threads as before", || {
@@ -271,7 +273,7 @@ fn is_announced(found: &BTreeMap<String, String>) -> bool {
 /// it had known some time before. The other half it comes back with nothing.
 async fn broker_restarts(count: u32) {
     if mosquitto().is_none() {
-        eprintln!("mosquitto is not installed: what it keeps is not tried");
+        tell("mosquitto is not installed: a broker that restarts with what it has kept is not tried");
         return;
     }
     let mut broker = Broker::start_keeping().await;
@@ -456,15 +458,23 @@ impl Drop for Restless {
     }
 }
 
-/// Watches the memory for some time: the most that it held, and how many polls there were.
-async fn watched(program: &Program, answers: &Answers, time: Duration) -> (u64, u64) {
-    let (began, polls) = (Instant::now(), answers.polls());
-    let mut most = 0;
+/// What was seen in some time.
+struct Watched {
+    /// The most memory that was held.
+    most_kb: u64,
+    polls: u64,
+    /// What there was of the time on this machine.
+    time: Duration,
+}
+
+async fn watched(program: &Program, answers: &Answers, time: Duration) -> Watched {
+    let (began, stopwatch, polls) = (Instant::now(), Stopwatch::start(), answers.polls());
+    let mut most_kb = 0;
     while began.elapsed() < time {
-        most = most.max(resident_kb(program));
+        most_kb = most_kb.max(resident_kb(program));
         sleep(Duration::from_millis(20)).await;
     }
-    (most, answers.polls() - polls)
+    Watched { most_kb, polls: answers.polls() - polls, time: stopwatch.elapsed() }
 }
 
 /// While nothing gets through, and while little does: the board is polled as always, at no less than nine tenths of the
@@ -505,13 +515,13 @@ async fn bad_ways(count: u32, keep_alive: Duration, stopped: Duration, slow: Dur
         sleep(Duration::from_millis(200)).await;
         let lost_before = losses();
         proxy.set(Flow::Stopped);
-        let began = Instant::now();
+        let took = Stopwatch::start();
         let notices = async {
-            eventually("the loss is noticed", || (losses() > lost_before).then(|| began.elapsed())).await
+            eventually("the loss is noticed", || (losses() > lost_before).then(|| took.elapsed())).await
         };
-        let (notice, (held, asked)) = tokio::join!(notices, watched(&program, &answers, stopped));
+        let (notice, seen) = tokio::join!(notices, watched(&program, &answers, stopped));
         noticed.push(notice.as_secs_f64());
-        (most, polls, polled_for) = (most.max(held), polls + asked, polled_for + stopped);
+        (most, polls, polled_for) = (most.max(seen.most_kb), polls + seen.polls, polled_for + seen.time);
 
         drop(restless);
         let cells = cells_of_round(round);
@@ -526,8 +536,8 @@ async fn bad_ways(count: u32, keep_alive: Duration, stopped: Duration, slow: Dur
         let lost_before = losses();
         let restless = Restless::start(&answers);
         proxy.set(Flow::Slow(TRICKLE));
-        let (held, asked) = watched(&program, &answers, slow).await;
-        (most, polls, polled_for) = (most.max(held), polls + asked, polled_for + slow);
+        let seen = watched(&program, &answers, slow).await;
+        (most, polls, polled_for) = (most.max(seen.most_kb), polls + seen.polls, polled_for + seen.time);
         slow_losses += losses() - lost_before;
         drop(restless);
         let cells = cells_of_round(round + 25);
@@ -591,7 +601,7 @@ async fn a_way_to_the_broker_that_hangs_again_and_again() {
 async fn killed_programs(count: u32) {
     let broker = Broker::start().await;
     let directory = scratch("power");
-    let (link, file) = (directory.join("by-id"), directory.join("state/house.json"));
+    let file = directory.join("state/house.json");
     let answers = Answers::new(&BANK);
     // 300 A in, and nearly 10 Wh already, which is one step of what is shown.
     answers.change(3, |data| data[2..4].copy_from_slice(&30_000_i16.to_be_bytes()));
@@ -601,13 +611,10 @@ async fn killed_programs(count: u32) {
     let mut random = Random(4);
     let (mut in_a_write, mut taken_away, mut shown) = (0, 0, 0);
     let mut all_shown = Vec::new();
+    let board = Board::start(answers.clone(), None, Pace::Unpaced);
     for round in 0..count {
-        // A terminal of its own: one that was killed has not taken back its claim to it.
-        let board = Board::start(answers.clone(), None, Pace::Unpaced);
-        let _ = fs::remove_file(&link);
-        symlink(&board.port, &link).unwrap();
         listener.clear();
-        let mut program = Program::start(&directory, &config(&broker.url(), "", &link, "10ms"));
+        let mut program = Program::start(&directory, &config(&broker.url(), "", &board.port, "10ms"));
         let began = Instant::now();
         while !listener.messages().iter().any(|heard| !heard.retained) {
             assert!(began.elapsed() < support::PATIENCE, "no first publish");

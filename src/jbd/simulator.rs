@@ -238,9 +238,6 @@ async fn send<S: AsyncWrite + Unpin>(
 }
 
 /// A pseudo-terminal's end for others to open, one after the other; its link lasts until this is dropped.
-///
-/// A program that is killed outright cannot take back its claim to be the only one, which the kernel keeps for as
-/// long as the terminal lives. Only root can then open it again; a program that ends in order leaves it free.
 pub struct Terminal {
     path: PathBuf,
     /// What the link points to, if there is one.
@@ -576,7 +573,6 @@ mod tests {
                     let due = Duration::from_secs(7 + byte) * 10 / 9600;
                     assert!(start.elapsed() >= due, "byte {byte} after {:?}", start.elapsed());
                 }
-                assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
             }
         };
         let (_, served) = tokio::join!(asked, serve(line, &mut pack, Pace::Wire { baud: 9600 }));

@@ -94,9 +94,6 @@ async def bridge_killed(observer: Observer) -> None:
     before = await eventually(energy, lambda energy: energy > 0, observer.report.patience)
     await house.bridge.end(signal.SIGKILL)
     await observer.is_right("bridge killed", Situation(bridge=False))
-    # A program that is killed leaves a pseudo-terminal, unlike a port, locked against all but root.
-    await house.simulator.end()
-    await house.simulator.start()
     await house.bridge.start()
     await observer.is_right("bridge started after it was killed")
     after = await eventually(energy, lambda energy: energy >= before, observer.report.patience)

@@ -1,25 +1,97 @@
 //! What the end-to-end tests share: a broker, somebody who listens to it, a board, and the program itself.
 #![allow(dead_code)] // each test file uses a part
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::io::{self, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use bms2mqtt::jbd::frame::{Answer, Frame, Status, frames};
 use bms2mqtt::jbd::simulator::{Pace, Pack, Reply, serve, terminal};
 use bms2mqtt::mqtt::broker;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, geteuid};
 use rumqttc::{AsyncClient, Event, MqttOptions, Packet, QoS};
+use tokio::net::TcpSocket;
 use tokio::task::JoinHandle;
 
-/// No test waits longer for anything; those that pass wait milliseconds.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+/// No test waits longer for anything; those that pass wait milliseconds, on a machine that is busy
+/// seconds.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Tells it, once, also of a test that passes: what the test runner catches of those is seen by
+/// nobody.
+pub fn tell(what: &str) {
+    static TOLD: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+    if TOLD.lock().unwrap().insert(what.to_owned()) {
+        let _ = writeln!(io::stderr(), "{what}");
+    }
+}
+
+/// Measures time less what this machine was too busy for: it counts sleeps, and a late one counts
+/// as one. For what is promised within a time; the program beside it is held up as much as this.
+#[derive(Clone)]
+pub struct Stopwatch(Arc<StopwatchTask>);
+
+struct StopwatchTask {
+    microseconds: Arc<AtomicU64>,
+    task: JoinHandle<()>,
+}
+
+impl Stopwatch {
+    const SLEEP: Duration = Duration::from_millis(5);
+
+    pub fn start() -> Stopwatch {
+        let microseconds = Arc::new(AtomicU64::new(0));
+        let count = Arc::clone(&microseconds);
+        let task = tokio::spawn(async move {
+            loop {
+                let began = Instant::now();
+                tokio::time::sleep(Stopwatch::SLEEP).await;
+                // A timer's own millisecond is no lateness.
+                let took = began.elapsed().min(Stopwatch::SLEEP + Duration::from_millis(2));
+                count.fetch_add(took.as_micros() as u64, Ordering::Relaxed);
+            }
+        });
+        Stopwatch(Arc::new(StopwatchTask { microseconds, task }))
+    }
+
+    /// Since it was started.
+    pub fn elapsed(&self) -> Duration {
+        Duration::from_micros(self.0.microseconds.load(Ordering::Relaxed))
+    }
+}
+
+impl Drop for StopwatchTask {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// A port of loopback that belongs to its test for as long as this lives: nobody else is given it,
+/// and nobody answers there until somebody who knows of it listens.
+pub struct OwnPort {
+    pub address: SocketAddr,
+    // Bound and never listening. Whoever listens beside it must allow that, as servers do
+    // (SO_REUSEADDR).
+    _socket: TcpSocket,
+}
+
+impl OwnPort {
+    pub fn new() -> OwnPort {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_reuseaddr(true).unwrap();
+        socket.bind(([127, 0, 0, 1], 0).into()).unwrap();
+        OwnPort { address: socket.local_addr().unwrap(), _socket: socket }
+    }
+}
 
 /// A directory of its own for each caller.
 pub fn scratch(name: &str) -> PathBuf {
@@ -44,10 +116,20 @@ pub async fn eventually<T>(what: &str, mut condition: impl FnMut() -> Option<T>)
     }
 }
 
+/// A child that is forked while a terminal is being made would have the board's end of it too, and
+/// keep the line up when the board is unplugged.
+static FORKS: RwLock<()> = RwLock::new(());
+
+pub fn spawn(command: &mut Command) -> Child {
+    let _no_terminal_is_made = FORKS.read().unwrap_or_else(PoisonError::into_inner);
+    command.spawn().unwrap()
+}
+
 /// Mosquitto where it is installed, else the small broker. `BMS2MQTT_TEST_MOSQUITTO=required` insists on the one,
 /// `never` on the other.
 pub struct Broker {
     pub address: SocketAddr,
+    _port: OwnPort,
     kind: Kind,
     directory: PathBuf,
     settings: String,
@@ -92,14 +174,15 @@ impl Broker {
     }
 
     async fn start_in(directory: PathBuf, settings: &str) -> Broker {
-        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let port = OwnPort::new();
         let kind = if mosquitto().is_some() {
             Kind::Mosquitto(None)
         } else {
-            eprintln!("mosquitto is not installed: testing with the small broker instead");
+            tell("mosquitto is not installed: testing with the small broker instead");
             Kind::Small(None)
         };
-        let mut broker = Broker { address, kind, directory, settings: settings.to_owned() };
+        let settings = settings.to_owned();
+        let mut broker = Broker { address: port.address, _port: port, kind, directory, settings };
         broker.resume().await;
         broker
     }
@@ -121,7 +204,7 @@ impl Broker {
                 let log = fs::File::create(self.directory.join("log")).unwrap();
                 let mut command = Command::new(mosquitto().unwrap());
                 command.arg("-c").arg(config).stdout(Stdio::null()).stderr(log);
-                *child = Some(command.spawn().unwrap());
+                *child = Some(spawn(&mut command));
             }
             Kind::Small(task) => {
                 let broker = broker::Broker::bind(self.address).await.unwrap();
@@ -153,8 +236,7 @@ impl Broker {
     /// Ends it as the system's shutdown would: it may still write what it keeps.
     pub async fn end(&mut self) {
         if let Kind::Mosquitto(Some(child)) = &mut self.kind {
-            let id = child.id().to_string();
-            assert!(Command::new("kill").args(["-s", "TERM", &id]).status().unwrap().success());
+            signal(child, "TERM");
             eventually("the broker ends", || child.try_wait().unwrap()).await;
         }
         self.kill().await;
@@ -175,13 +257,20 @@ impl Broker {
         messages.into_iter().map(|m| (m.topic, m.payload)).collect()
     }
 
-    /// The same, in the order in which it came and as often.
+    /// The same, in the order in which it came and as often. The small broker goes on with its work
+    /// while it hands out what is retained: where something was said meanwhile, that is no picture
+    /// of one moment, and another is taken.
     pub async fn retained_messages(&self) -> Vec<Heard> {
-        let listener = Listener::start(self.address).await;
-        // A retained message of our own comes behind all that were there before it.
-        listener.client.publish("test/last", QoS::AtLeastOnce, false, "").await.unwrap();
-        eventually("the last message", || listener.position("test/last", "")).await;
-        listener.messages().into_iter().filter(|m| m.retained).collect()
+        let began = Instant::now();
+        loop {
+            let listener = Listener::start(self.address).await;
+            listener.catch_up().await;
+            let messages = listener.messages();
+            if messages.iter().all(|message| message.retained) {
+                return messages;
+            }
+            assert!(began.elapsed() < PATIENCE, "waited in vain: nothing is said");
+        }
     }
 }
 
@@ -242,6 +331,16 @@ impl Listener {
         Listener { client, heard, task }
     }
 
+    /// Waits until all has come that was retained or said before: a message of our own comes behind
+    /// it.
+    pub async fn catch_up(&self) {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed).to_string();
+        self.client.publish(CAUGHT_UP, QoS::AtLeastOnce, false, number.as_str()).await.unwrap();
+        self.wait_for(CAUGHT_UP, &number).await;
+        self.heard.lock().unwrap().retain(|heard| heard.topic != CAUGHT_UP);
+    }
+
     pub fn messages(&self) -> Vec<Heard> {
         self.heard.lock().unwrap().clone()
     }
@@ -259,6 +358,8 @@ impl Listener {
         eventually(&format!("{topic} {payload}"), || self.position(topic, payload)).await;
     }
 }
+
+const CAUGHT_UP: &str = "test/caught_up";
 
 impl Drop for Listener {
     fn drop(&mut self) {
@@ -358,8 +459,12 @@ pub struct Board {
 
 impl Board {
     pub fn start(mut answers: impl Pack + 'static, link: Option<&Path>, pace: Pace) -> Board {
-        let (terminal, line) = terminal(link).unwrap();
-        keep_terminals_from_children();
+        let (terminal, line) = {
+            let _no_child_is_forked = FORKS.write().unwrap_or_else(PoisonError::into_inner);
+            let made = terminal(link).unwrap();
+            keep_terminals_from_children();
+            made
+        };
         let port = terminal.path().to_owned();
         let task = tokio::spawn(async move {
             let _keep = terminal;
@@ -375,7 +480,6 @@ impl Board {
     }
 }
 
-/// A child that has the board's end too would keep the line up when the board is unplugged.
 #[expect(unsafe_code, reason = "descriptors by their number")]
 fn keep_terminals_from_children() {
     for entry in fs::read_dir("/proc/self/fd").unwrap().flatten() {
@@ -395,6 +499,12 @@ impl Drop for Board {
     }
 }
 
+/// Sends a signal to a child that has not been waited for, so that its number is still its own.
+pub fn signal(child: &Child, name: &str) {
+    let signal: Signal = format!("SIG{name}").parse().unwrap();
+    kill(Pid::from_raw(child.id().try_into().unwrap()), signal).unwrap();
+}
+
 /// The program, with nothing of this machine's configuration, and its log in a file.
 pub struct Program {
     pub child: Child,
@@ -402,8 +512,25 @@ pub struct Program {
 }
 
 pub fn bms2mqtt(directory: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_bms2mqtt"));
+    in_directory(Command::new(env!("CARGO_BIN_EXE_bms2mqtt")), directory)
+}
+
+fn in_directory(mut command: Command, directory: &Path) -> Command {
     command.current_dir(directory).env_clear().env("BMS2MQTT_STATE_DIR", directory.join("state"));
+    command
+}
+
+/// The same without the rights that root has over others, as services, containers and ordinary
+/// users run it: root may open even what is locked, and what belongs to others.
+pub fn bms2mqtt_without_rights(directory: &Path) -> Command {
+    let none = ["--bounding-set=-all"];
+    let gives_up = || Command::new("/usr/bin/setpriv").args(none).arg("true").status();
+    // Root in a container may have none to give up.
+    if !geteuid().is_root() || !gives_up().is_ok_and(|status| status.success()) {
+        return bms2mqtt(directory);
+    }
+    let mut command = in_directory(Command::new("/usr/bin/setpriv"), directory);
+    command.args(none).arg(env!("CARGO_BIN_EXE_bms2mqtt"));
     command
 }
 
@@ -412,7 +539,7 @@ impl Program {
     pub fn start(directory: &Path, yaml: &str) -> Program {
         fs::write(directory.join("config.yaml"), yaml).unwrap();
         let log = fs::File::create(directory.join("log")).unwrap();
-        let child = bms2mqtt(directory).arg("run").stdin(Stdio::null()).stderr(log).spawn().unwrap();
+        let child = spawn(bms2mqtt(directory).arg("run").stdin(Stdio::null()).stderr(log));
         Program { child, directory: directory.to_owned() }
     }
 
@@ -425,8 +552,7 @@ impl Program {
     }
 
     pub fn signal(&self, name: &str) {
-        let id = self.child.id().to_string();
-        assert!(Command::new("kill").args(["-s", name, &id]).status().unwrap().success());
+        signal(&self.child, name);
     }
 
     /// Its exit status, once it has ended by itself.
