@@ -20,14 +20,15 @@ RUN mkdir -p src benches packaging \
 COPY LICENSE-APACHE LICENSE-MIT ./
 COPY packaging/notices packaging/
 COPY src src
-ARG RUN_AS=65532:20
 RUN touch src/main.rs src/lib.rs \
  && cargo build --release --locked --bin bms2mqtt --target "$(rustc -vV | sed -n 's/^host: //p')" \
  && install -D target/*/release/bms2mqtt /image/usr/bin/bms2mqtt \
  && install -D /etc/ssl/certs/ca-certificates.crt /image/etc/ssl/certs/ca-certificates.crt \
  && install -D -m 644 -t /image/usr/share/doc/bms2mqtt LICENSE-APACHE LICENSE-MIT \
- && packaging/notices --static > /image/usr/share/doc/bms2mqtt/THIRD-PARTY \
- && install -d -o "${RUN_AS%:*}" -g "${RUN_AS#*:}" /image/var/lib/bms2mqtt
+ && packaging/notices --static > /image/usr/share/doc/bms2mqtt/THIRD-PARTY
+# Whoever it runs as, it is the same program, and compiled once.
+ARG RUN_AS=65532:20
+RUN install -d -o "${RUN_AS%:*}" -g "${RUN_AS#*:}" /image/var/lib/bms2mqtt
 
 FROM scratch
 COPY --from=build /image /
