@@ -17,13 +17,18 @@ RUN mkdir -p src benches packaging \
  && echo 'fn main() {}' | tee src/main.rs packaging/manual.rs > benches/figures.rs \
  && touch src/lib.rs README.md \
  && cargo build --release --locked --bin bms2mqtt --target "$(rustc -vV | sed -n 's/^host: //p')"
+COPY LICENSE-APACHE LICENSE-MIT ./
+COPY packaging/notices packaging/
 COPY src src
-ARG RUN_AS=65532:20
 RUN touch src/main.rs src/lib.rs \
  && cargo build --release --locked --bin bms2mqtt --target "$(rustc -vV | sed -n 's/^host: //p')" \
  && install -D target/*/release/bms2mqtt /image/usr/bin/bms2mqtt \
  && install -D /etc/ssl/certs/ca-certificates.crt /image/etc/ssl/certs/ca-certificates.crt \
- && install -d -o "${RUN_AS%:*}" -g "${RUN_AS#*:}" /image/var/lib/bms2mqtt
+ && install -D -m 644 -t /image/usr/share/doc/bms2mqtt LICENSE-APACHE LICENSE-MIT \
+ && packaging/notices --static > /image/usr/share/doc/bms2mqtt/THIRD-PARTY
+# Whoever it runs as, it is the same program, and compiled once.
+ARG RUN_AS=65532:20
+RUN install -d -o "${RUN_AS%:*}" -g "${RUN_AS#*:}" /image/var/lib/bms2mqtt
 
 FROM scratch
 COPY --from=build /image /
@@ -32,7 +37,8 @@ VOLUME /var/lib/bms2mqtt
 # Group 20 is Debian's dialout, which owns serial ports; where it is another: docker run --group-add.
 ARG RUN_AS=65532:20
 USER ${RUN_AS}
-HEALTHCHECK --interval=60s --timeout=5s --start-period=60s CMD ["/usr/bin/bms2mqtt", "health"]
+# Whether it works at all, not whether every battery answers: Home Assistant and others restart what is unhealthy.
+HEALTHCHECK --interval=60s --timeout=5s --start-period=60s CMD ["/usr/bin/bms2mqtt", "health", "--alive"]
 ENTRYPOINT ["/usr/bin/bms2mqtt"]
 ARG VERSION=dev
 ARG REVISION=unknown

@@ -79,7 +79,7 @@ fn description() -> Roff {
     roff.text([
         roman("The Debian package runs it as the service "),
         bold("bms2mqtt.service"),
-        roman(": what it says is in "),
+        roman(", once its configuration names a port: what it says is in "),
         bold("journalctl -u bms2mqtt"),
         roman(", and how it is in "),
         bold("sudo bms2mqtt health"),

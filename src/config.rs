@@ -277,7 +277,7 @@ fn find_file(options: &Options, variable: impl Fn(&str) -> Option<String>) -> Re
         key: String::new(),
         problem: Problem::new(
             format!("there is none of {}", DEFAULT_FILES.join(", ")),
-            "name a file with --config FILE, or one pack with --port /dev/ttyUSB0",
+            "name a file with --config FILE, or one pack with --port /dev/ttyUSB0 or BMS2MQTT_PORT",
         ),
     })
 }

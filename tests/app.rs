@@ -4,6 +4,7 @@
 mod support;
 
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
@@ -197,19 +198,20 @@ async fn wrong_options_get_the_same_messages_as_a_file() {
 const APP: &str = include_str!("../ha-addon/config.yaml");
 
 /// What the form may hold for each type of the Supervisor's schema.
-fn filled(place: &str, kind: &Value) -> serde_json::Value {
+fn filled(place: &str, kind: &Value, ca_file: &str) -> serde_json::Value {
     match kind {
         Value::Mapping(map) => {
             let fields = map.iter().map(|(key, kind)| (key.as_str().unwrap(), kind));
-            fields.map(|(key, kind)| (key.to_owned(), filled(key, kind))).collect()
+            fields.map(|(key, kind)| (key.to_owned(), filled(key, kind, ca_file))).collect()
         }
-        Value::Sequence(kinds) => kinds.iter().map(|kind| filled(place, kind)).collect(),
+        Value::Sequence(kinds) => kinds.iter().map(|kind| filled(place, kind, ca_file)).collect(),
         kind => {
             let kind = kind.as_str().unwrap().trim_end_matches('?');
             match place {
                 "url" => "mqtts://broker".into(),
+                "port" => "/dev/serial".into(),
                 "interval" | "keep_alive" => "5s".into(),
-                "ca_file" => "ca.pem".into(),
+                "ca_file" => ca_file.into(),
                 "cert_file" | "key_file" => "".into(),
                 _ if kind.starts_with("int(") => {
                     kind[4..].split(',').next().unwrap().parse::<u64>().unwrap().into()
@@ -217,7 +219,7 @@ fn filled(place: &str, kind: &Value) -> serde_json::Value {
                 _ if kind.starts_with("float(") => {
                     kind[6..].split(',').next().unwrap().parse::<f64>().unwrap().into()
                 }
-                _ if kind.starts_with("match(^[0-9]") => "30s".into(),
+                _ if kind.contains("(s|m|min|h)") => "30s".into(),
                 _ if kind == "bool" => true.into(),
                 _ if kind.starts_with("list(") => kind[5..].split('|').next().unwrap().into(),
                 place => place.into(),
@@ -226,18 +228,56 @@ fn filled(place: &str, kind: &Value) -> serde_json::Value {
     }
 }
 
+/// The options that are refused when they are saved, because no `match(…)` of the form takes them.
+fn refused(place: &str, kind: &Value, given: &serde_json::Value) -> Vec<String> {
+    let each = |kind: &Value, given: &serde_json::Value| refused(place, kind, given);
+    match (kind, given) {
+        (Value::Mapping(map), _) => {
+            let fields = map.iter().map(|(key, kind)| (key.as_str().unwrap(), kind));
+            fields.flat_map(|(key, kind)| refused(key, kind, &given[key])).collect()
+        }
+        (Value::Sequence(kinds), given) => {
+            given.as_array().unwrap().iter().flat_map(|given| each(&kinds[0], given)).collect()
+        }
+        (_, serde_json::Value::String(given)) => {
+            let kind = kind.as_str().unwrap().trim_end_matches('?');
+            let expression = kind.strip_prefix("match(").and_then(|rest| rest.strip_suffix(')'));
+            let taken = expression.is_none_or(|expression| matches(expression, given));
+            if taken { Vec::new() } else { vec![place.to_owned()] }
+        }
+        _ => Vec::new(),
+    }
+}
+
+/// As the Supervisor's `re.match`: what the form uses means the same to grep.
+fn matches(expression: &str, text: &str) -> bool {
+    let mut grep =
+        Command::new("grep").args(["-qE", "--", expression]).stdin(Stdio::piped()).spawn().unwrap();
+    writeln!(grep.stdin.take().unwrap(), "{text}").unwrap();
+    let code = grep.wait().unwrap().code();
+    assert!(matches!(code, Some(0 | 1)), "grep does not understand {expression}");
+    code == Some(0)
+}
+
+/// `check` of these options: exit code and what it said.
+fn check(directory: &Path, options: &serde_json::Value) -> (Option<i32>, String) {
+    fs::write(directory.join("options.json"), options.to_string()).unwrap();
+    let mut command = support::bms2mqtt(directory);
+    command.args(["check", "-c", "options.json"]).env("SUPERVISOR_TOKEN", TOKEN);
+    let output = command.output().unwrap();
+    let said = [output.stdout, output.stderr].concat();
+    (output.status.code(), String::from_utf8(said).unwrap())
+}
+
 #[test]
 fn the_apps_form_is_the_programs_configuration() {
     let app: Value = serde_yaml::from_str(APP).unwrap();
-    assert_eq!(app["version"], env!("CARGO_PKG_VERSION"));
     let directory = scratch("app-form");
-    let check = |options: &serde_json::Value| {
-        fs::write(directory.join("options.json"), options.to_string()).unwrap();
-        let mut command = support::bms2mqtt(&directory);
-        command.args(["check", "-c", "options.json"]).env("SUPERVISOR_TOKEN", TOKEN);
-        let output = command.output().unwrap();
-        assert!(output.status.success(), "{options}: {}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).unwrap()
+    let accepted = |options: &serde_json::Value| {
+        assert_eq!(refused("", &app["schema"], options), [""; 0], "{options}");
+        let (code, said) = check(&directory, options);
+        assert_eq!(code, Some(0), "{options}: {said}");
+        said
     };
     // Any certificate authority will do.
     let bundle = "/etc/ssl/certs/ca-certificates.crt";
@@ -245,10 +285,9 @@ fn the_apps_form_is_the_programs_configuration() {
         tell("there are no certificate authorities here: the app's form is not tried");
         return;
     }
-    fs::copy(bundle, directory.join("ca.pem")).unwrap();
-    let all = check(&filled("", &app["schema"]));
+    let all = accepted(&filled("", &app["schema"], bundle));
     assert!(all.contains("broker mqtts://broker:8883 as user username with a password"), "{all}");
-    assert!(all.contains("pack id \"name\": port at 300 baud, every 5s"), "{all}");
+    assert!(all.contains("pack id \"name\": /dev/serial at 300 baud, every 5s"), "{all}");
     for name in Quantity::ALL.map(|(_, name, ..)| name) {
         assert!(all.contains(&format!("{name} is not sent when it changes by less than 0.")), "{all}");
         assert!(all.contains(&format!("{name} is sent every 30s at most")), "{all}");
@@ -257,9 +296,99 @@ fn the_apps_form_is_the_programs_configuration() {
     // As it is when a device has been picked and nothing else touched.
     let mut fresh = serde_json::to_value(&app["options"]).unwrap();
     fresh["packs"][0]["device"] = "/dev/ttyUSB0".into();
-    let fresh = check(&fresh);
+    let fresh = accepted(&fresh);
     assert!(fresh.contains("broker that Home Assistant's Supervisor names"), "{fresh}");
     assert!(fresh.contains("pack battery \"Battery\": /dev/ttyUSB0 at 9600 baud, every 5s"), "{fresh}");
+}
+
+#[test]
+fn the_app_asks_no_port_that_nobody_has_named() {
+    let app: Value = serde_yaml::from_str(APP).unwrap();
+    let options = serde_json::to_value(&app["options"]).unwrap();
+    let (code, said) = check(&scratch("app-unnamed"), &options);
+    assert_eq!(code, Some(2), "{said}");
+    assert!(said.contains("packs[0].port: is missing"), "{said}");
+}
+
+/// Section, key, and what is written there.
+type Written<'a> = (&'a str, &'a str, &'a [&'a str]);
+
+const WELL: &[Written] = &[
+    ("packs", "id", &["house", "van_2"]),
+    (
+        "packs",
+        "port",
+        &["", "/dev/serial/by-id/usb-FTDI_x", "tcp://192.168.1.20:2000", "tcp://[fd00::1]:2000"],
+    ),
+    ("packs", "interval", &["", "5s", "500ms", "1m30s", "1m 30s", "90 s", "2min", "24h"]),
+    ("packs", "json_topic", &["", "test_1", "a/b"]),
+    ("home_assistant", "discovery_prefix", &["", "homeassistant", "ha/discovery"]),
+    ("home_assistant", "birth_topic", &["homeassistant/status"]),
+    ("mqtt", "url", &["", "mqtt://core-mosquitto", "mqtts://broker.example:8883", "mqtt://[fd00::1]:1883/"]),
+    ("mqtt", "keep_alive", &["", "10s", "1m 30s", "1h"]),
+    ("mqtt", "base_topic", &["", "bms2mqtt", "garden/bms"]),
+    ("minimum_interval", "current", &["", "30s", "5m", "1h"]),
+];
+
+const WRONG: &[Written] = &[
+    ("packs", "id", &["House", "a b", "a-b"]),
+    ("packs", "port", &["tcp://192.168.1.20", "udp://192.168.1.20:2000"]),
+    ("packs", "interval", &["5", "0s", "-5s", "soon", "5s!", "5 s 3"]),
+    ("packs", "json_topic", &["a/#", "+"]),
+    ("home_assistant", "discovery_prefix", &["/homeassistant", "home+", "$SYS"]),
+    ("home_assistant", "birth_topic", &["a/#"]),
+    ("mqtt", "url", &["192.168.1.10", "http://broker", "mqtt://user:word@broker", "mqtt://"]),
+    ("mqtt", "ca_file", &["ca.pem"]),
+    ("mqtt", "keep_alive", &["10", "0s", "500ms"]),
+    ("mqtt", "base_topic", &["/bms2mqtt", "bms/#"]),
+    ("minimum_interval", "current", &["30", "0s"]),
+];
+
+#[test]
+fn what_the_program_refuses_is_refused_when_it_is_saved() {
+    let app: Value = serde_yaml::from_str(APP).unwrap();
+    let directory = scratch("app-refused");
+    let with = |section: &str, key: &str, text: &str| {
+        let mut options = serde_json::to_value(&app["options"]).unwrap();
+        options["packs"][0]["device"] = "/dev/ttyUSB0".into();
+        match section {
+            "packs" => options["packs"][0][key] = text.into(),
+            _ => options[section][key] = text.into(),
+        }
+        options
+    };
+    for (section, key, texts) in WELL {
+        for text in *texts {
+            let options = with(section, key, text);
+            assert_eq!(refused("", &app["schema"], &options), [""; 0], "{options}");
+            let (code, said) = check(&directory, &options);
+            assert_eq!(code, Some(0), "{options}: {said}");
+        }
+    }
+    for (section, key, texts) in WRONG {
+        for text in *texts {
+            let options = with(section, key, text);
+            assert_eq!(refused("", &app["schema"], &options), [*key], "{options}");
+            let (code, said) = check(&directory, &options);
+            assert_eq!(code, Some(2), "{options}: {said}");
+        }
+    }
+}
+
+/// How many options these words are for: each, and no other, has a name and a description.
+fn worded(of: &str, schema: &Value, words: &Value) -> usize {
+    let (schema, words) = (schema.as_mapping().unwrap(), words.as_mapping().unwrap());
+    assert_eq!(schema.keys().collect::<Vec<_>>(), words.keys().collect::<Vec<_>>(), "{of}");
+    let options = schema.iter().map(|(key, kind)| {
+        let (of, words) = (format!("{of}: {key:?}"), &words[key]);
+        assert!(words["name"].is_string() && words["description"].is_string(), "{of}");
+        match kind {
+            Value::Sequence(kinds) => worded(&of, &kinds[0], &words["fields"]),
+            Value::Mapping(_) => worded(&of, kind, &words["fields"]),
+            _ => 1,
+        }
+    });
+    options.sum()
 }
 
 #[test]
@@ -276,10 +405,8 @@ fn what_lies_beside_the_apps_form_is_as_home_assistant_wants_it() {
     for language in ["en", "de", "ru"] {
         let text = fs::read_to_string(format!("ha-addon/translations/{language}.yaml")).unwrap();
         let translation: Value = serde_yaml::from_str(&text).unwrap();
-        for (option, _) in app["options"].as_mapping().unwrap() {
-            let words = &translation["configuration"][option];
-            assert!(words["name"].is_string() && words["description"].is_string(), "{language}: {option:?}");
-        }
+        let options = worded(language, &app["schema"], &translation["configuration"]);
+        assert_eq!(options, 31, "{language}");
     }
     for (file, width, height) in [("icon.png", 128, 128), ("logo.png", 250, 100)] {
         let png = fs::read(format!("ha-addon/{file}")).unwrap();
