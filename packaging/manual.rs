@@ -225,7 +225,8 @@ fn exit_status(roff: &mut Roff) {
         ("0", "Done; of run: it was asked to end, and has said offline to the broker."),
         (
             "1",
-            "It failed while running: with --once a board did not answer, with health something is not well.",
+            "It failed while running: with --once a board did not answer, with health something is not well, \
+             with health --alive it makes no progress.",
         ),
         (
             "2",
