@@ -1,5 +1,5 @@
-//! Starts one poller a pack and the publisher, and ends them in order: when the last poller has polled its last the
-//! states are closed, and the publisher says `offline`.
+//! Starts the hub, a poller a bus, and the faces, and ends them in order: pollers end what they have begun, while the
+//! publisher says `offline`.
 
 use std::fs;
 use std::io;
@@ -8,42 +8,47 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tracing::warn;
 
 use crate::config::{Config, Pack};
 use crate::control::{self, Control};
-use crate::health::Health;
+use crate::health::Expected;
+use crate::hub::Hub;
 use crate::mqtt::session::{Feed, Publisher};
-use crate::pack::state::PackState;
-use crate::poller::{self, Desk};
+use crate::poller;
 use crate::state_file;
+use crate::stop::Stopper;
+use crate::systemd;
 
-/// How long a poller may take to save its energy at the end.
-const SAVE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long pollers may take to end an exchange and to save their energy.
+const POLLERS_TIMEOUT: Duration = Duration::from_millis(2300);
 /// How long the broker may take over the last `offline`.
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Runs until `stop` is done.
 pub async fn run(config: Config, stop: impl Future<Output = ()>) {
-    let health = Health::new(
-        config.packs.iter().map(|pack| (pack.name.id.clone(), pack.interval, pack.offline_after)),
-    );
+    let control_address = control_address(&config);
+    let Config { access, names, packs, state_dir, dead_bands, .. } = config;
+    // Locks are files: there must be something to hold them.
+    let _ = fs::create_dir_all(&state_dir);
+    let _locks = lock_packs(&state_dir, &packs);
+
+    let (stopper, stopped) = Stopper::new();
+    let buses = buses(&packs);
+    let (hub, commands) = Hub::new(&buses);
+    let expected: Vec<Expected> = packs.iter().map(expected).collect();
+
     let mut background = JoinSet::new();
-    let (sender, receiver) = watch::channel(vec![PackState::default(); config.packs.len()]);
-    match control_address(&config) {
+    match control_address {
         Ok(address) => {
-            let control = Control { health: health.clone(), states: receiver.clone(), ports: ports(&config) };
+            let ports = packs.iter().map(|pack| pack.address.to_string()).collect();
+            let control = Control { hub: Arc::clone(&hub), packs: expected.clone(), ports };
             background.spawn(control.serve(address));
         }
         Err(error) => warn!("`bms2mqtt health` and `--once` will not reach this bridge: {error}"),
     }
-    let Config { access, names, packs, state_dir, damping, .. } = config;
-    // Locks are files: there must be something to hold them.
-    let _ = fs::create_dir_all(&state_dir);
-    let _locks = lock_packs(&state_dir, &packs);
     let feeds =
         packs.iter().map(|pack| Feed { name: pack.name.clone(), json_topic: pack.json_topic.clone() });
     let publisher = Publisher {
@@ -51,26 +56,32 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) {
         names,
         feeds: feeds.collect(),
         former: former_packs(&state_dir, &packs),
-        health: health.clone(),
+        dead_bands,
+        hub: Arc::clone(&hub),
     };
-    let publishing = tokio::spawn(async move { publisher.run(receiver).await });
-    health.publishes(publishing.abort_handle());
+    let publishing = tokio::spawn({
+        let stopped = stopped.clone();
+        async move {
+            publisher.run(stopped).await;
+            publisher.hub.broker_abandoned();
+        }
+    });
 
-    let sender = Arc::new(sender);
-    let (stop_sender, stop_receiver) = watch::channel(false);
-    let mut pollers = JoinSet::new();
-    for (place, pack) in packs.into_iter().enumerate() {
-        let desk = Desk { states: Arc::clone(&sender), place, health: health.clone() };
-        let (stop, state_dir) = (stop_receiver.clone(), state_dir.clone());
-        pollers.spawn(async move { poller::run(&pack, damping, &state_dir, desk, stop).await });
+    let mut members: Vec<Vec<_>> = commands.iter().map(|_| Vec::new()).collect();
+    for (index, (pack, bus)) in packs.into_iter().zip(buses).enumerate() {
+        members[bus].push((index, pack));
     }
-    drop(sender);
-    background.spawn(health.tell_systemd());
+    let mut pollers = JoinSet::new();
+    for (packs, commands) in members.into_iter().zip(commands) {
+        let (hub, state_dir, stopped) = (Arc::clone(&hub), state_dir.clone(), stopped.clone());
+        pollers.spawn(async move { poller::run(packs, &state_dir, hub, commands, stopped).await });
+    }
+    background.spawn(systemd::notify(hub, expected));
 
     stop.await;
-    stop_sender.send_replace(true);
+    stopper.stop();
     // Both at once: `offline` does not wait for a slow disk, nor the disk for a slow broker.
-    let saved = timeout(SAVE_TIMEOUT, async { while pollers.join_next().await.is_some() {} });
+    let saved = timeout(POLLERS_TIMEOUT, async { while pollers.join_next().await.is_some() {} });
     let publishing_is_over = publishing.abort_handle();
     let (saved, said) = tokio::join!(saved, timeout(GOODBYE_TIMEOUT, publishing));
     if saved.is_err() {
@@ -80,6 +91,22 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) {
         warn!("the broker takes no more: its last will says offline");
         publishing_is_over.abort();
     }
+}
+
+/// The bus of each pack: packs with the same address share one.
+fn buses(packs: &[Pack]) -> Vec<usize> {
+    let mut addresses = Vec::new();
+    let bus = |pack: &Pack| {
+        addresses.iter().position(|address| *address == pack.address).unwrap_or_else(|| {
+            addresses.push(pack.address.clone());
+            addresses.len() - 1
+        })
+    };
+    packs.iter().map(bus).collect()
+}
+
+fn expected(pack: &Pack) -> Expected {
+    Expected { id: pack.name.id.clone(), interval: pack.interval, offline_after: pack.offline_after }
 }
 
 /// Where the bridge of this configuration is asked.

@@ -21,9 +21,9 @@ use crate::home_assistant::language::Language;
 use crate::link::Address;
 use crate::mqtt::access::{Access, Whereabouts};
 use crate::mqtt::endpoint::{ClientFiles, Endpoint, Login, Password, Tls};
+use crate::mqtt::names::{BRIDGE, Names, PackName};
 use crate::mqtt::supervisor::Supervisor;
-use crate::mqtt::topics::{BRIDGE, Names, PackName};
-use crate::pack::damping::{Damping, Quantity};
+use crate::pack::dead_band::{Quantity, Rules};
 
 mod file;
 mod value;
@@ -49,7 +49,7 @@ pub struct Config {
     /// Where energy totals are kept.
     pub state_dir: PathBuf,
     /// Of all packs.
-    pub damping: Damping,
+    pub dead_bands: Rules,
     /// `out_to=consol` of `bms.conf`: print the one-line JSON every interval instead of publishing.
     pub console: bool,
 }
@@ -239,7 +239,7 @@ impl Config {
             },
             packs: Vec::new(),
             state_dir: default_state_dir(),
-            damping: Damping::default(),
+            dead_bands: Rules::default(),
             console: false,
         }
     }
@@ -364,17 +364,17 @@ impl Settings {
                 Problem::new("is the discovery prefix too", "give values a base_topic of their own");
             return Err(self.error("mqtt.base_topic", problem));
         }
-        let damping = self.damping()?;
+        let dead_bands = self.dead_bands()?;
         let access = self.access()?;
         let packs = self.packs(&names)?;
         let state_dir = self.get("state_dir", value::path)?.unwrap_or_else(default_state_dir);
         let console = self.get("console", value::flag)?.unwrap_or(false);
-        Ok(Config { file: self.file, access, names, packs, state_dir, damping, console })
+        Ok(Config { file: self.file, access, names, packs, state_dir, dead_bands, console })
     }
 
-    fn damping(&self) -> Result<Damping, Error> {
-        let mut damping = Damping::default();
-        for (rule, (_, name, unit, places)) in damping.0.iter_mut().zip(Quantity::ALL) {
+    fn dead_bands(&self) -> Result<Rules, Error> {
+        let mut rules = Rules::default();
+        for (rule, (_, name, unit, places)) in rules.iter_mut().zip(Quantity::ALL) {
             let dead_band =
                 self.get(&format!("dead_band.{name}"), |text| value::dead_band(text, unit, places))?;
             rule.dead_band = dead_band.unwrap_or_default();
@@ -382,7 +382,7 @@ impl Settings {
                 .get(&format!("minimum_interval.{name}"), |text| value::duration(text, MINIMUM_INTERVAL))?;
             rule.minimum_interval = minimum_interval.unwrap_or_default();
         }
-        Ok(damping)
+        Ok(rules)
     }
 
     fn access(&self) -> Result<Access, Error> {

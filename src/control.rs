@@ -16,14 +16,13 @@ use std::time::Duration;
 use nix::unistd::geteuid;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tracing::{debug, warn};
 
-use crate::health::{ALIVE, Health, WELL};
+use crate::health::{self, Expected};
+use crate::hub::{Action, Hub};
 use crate::json_line::json_line;
-use crate::pack::state::PackState;
 
 /// More clients than these wait until one has ended.
 const MOST_CLIENTS: usize = 32;
@@ -32,14 +31,17 @@ const MOST_CLIENTS: usize = 32;
 const SILENCE: Duration = Duration::from_millis(250);
 /// How long a client may be connected in all.
 const LONGEST_CLIENT: Duration = Duration::from_secs(4);
-/// How long a bridge that has just started may take over the first poll before its packs count as
-/// not read.
-const FIRST_POLL: Duration = Duration::from_secs(2);
+/// How long a poll may take before the last one must do.
+const FRESH_POLL: Duration = Duration::from_secs(2);
 /// How long a client waits for the bridge to say something.
 const PATIENCE: Duration = Duration::from_secs(4);
 const LONGEST_REQUEST: usize = 64;
 /// No report is nearly as long.
 const LONGEST_RESPONSE: u64 = 1 << 20;
+/// The first line of the report when all is well, and the end of the first line when not.
+const WELL: &str = "healthy";
+/// The first line of what is said of being alive, likewise.
+const ALIVE: &str = "alive";
 /// The first line of a response with the packs' lines of JSON.
 const LINES: &str = "lines";
 
@@ -49,7 +51,7 @@ pub enum Request {
     Health,
     /// Do its tasks make progress?
     Alive,
-    /// The one-line JSON of what each pack was read as last.
+    /// The one-line JSON of a poll of each pack.
     Once,
 }
 
@@ -67,9 +69,10 @@ impl Request {
 
 /// What the bridge has to say.
 pub struct Control {
-    pub health: Health,
-    pub states: watch::Receiver<Vec<PackState>>,
-    /// Of the packs, in the order of the states.
+    pub hub: Arc<Hub>,
+    /// In the order of the states.
+    pub packs: Vec<Expected>,
+    /// Of the packs, in the same order.
     pub ports: Vec<String>,
 }
 
@@ -117,26 +120,50 @@ impl Control {
                 "refused: only root and the bridge's own user may know\n".to_owned()
             }
             Some(Request::Once) => self.lines().await,
-            Some(Request::Alive) => self.health.is_alive(),
-            Some(Request::Health) | None => self.health.report(),
+            Some(Request::Alive) => self.alive(),
+            Some(Request::Health) | None => {
+                let (well, lines) = self.report();
+                format!("{}{WELL}\n{lines}", if well { "" } else { "not " })
+            }
         };
         client.write_all(response.as_bytes()).await
     }
 
+    fn report(&self) -> (bool, String) {
+        let Control { hub, packs, .. } = self;
+        hub.look(|states| health::report(packs, states, hub.broker(), hub.uptime()))
+    }
+
+    fn alive(&self) -> String {
+        let Control { hub, packs, .. } = self;
+        let (_, lines) = self.report();
+        match hub.look(|states| health::stuck(packs, states, hub.broker(), hub.uptime())) {
+            None => format!("{ALIVE}\n{lines}"),
+            Some(who) => format!("not {ALIVE}: {who} makes no progress\n{lines}"),
+        }
+    }
+
     /// Each pack's port and line.
     async fn lines(&self) -> String {
-        let mut states = self.states.clone();
-        let polled = |states: &Vec<PackState>| states.iter().all(|state| state.answering.is_some());
-        // A bridge that ends, and one whose first poll takes long, tell what they have.
-        let _ = timeout(FIRST_POLL, states.wait_for(polled)).await.is_ok();
-        let mut response = format!("{LINES}\n");
-        for (place, (state, port)) in states.borrow().iter().zip(&self.ports).enumerate() {
-            let answers = state.answering == Some(true) && self.health.was_read_just_now(place);
-            let reading = state.undamped.as_ref().or(state.reading.as_ref()).filter(|_| answers);
-            // Writing to a String cannot fail.
-            let _ = writeln!(response, "{port} {}", json_line(reading));
+        let mut polls = JoinSet::new();
+        for pack in 0..self.packs.len() {
+            let hub = Arc::clone(&self.hub);
+            polls.spawn(async move { hub.command(pack, Action::Poll).await });
         }
-        response
+        // A poll that takes long, or is refused, leaves the last one.
+        let _ = timeout(FRESH_POLL, polls.join_all()).await;
+        let uptime = self.hub.uptime();
+        self.hub.look(|states| {
+            let mut response = format!("{LINES}\n");
+            for ((state, pack), port) in states.iter().zip(&self.packs).zip(&self.ports) {
+                let fresh = pack.interval * 2 + FRESH_POLL;
+                let is_fresh = state.last_poll.read.is_some_and(|read| uptime.saturating_sub(read) <= fresh);
+                let reading = state.reading.as_ref().filter(|_| state.answering == Some(true) && is_fresh);
+                // Writing to a String cannot fail.
+                let _ = writeln!(response, "{port} {}", json_line(reading));
+            }
+            response
+        })
     }
 }
 

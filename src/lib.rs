@@ -29,13 +29,18 @@
 #![cfg_attr(not(test), warn(clippy::expect_used, clippy::panic, clippy::unwrap_used))]
 
 pub mod blocking;
+pub mod board;
 pub mod bridge;
+pub mod bus;
+pub mod catalogue;
 pub mod cli;
 pub mod commands;
 pub mod config;
 pub mod control;
 pub mod health;
+pub mod hex;
 pub mod home_assistant;
+pub mod hub;
 pub mod jbd;
 pub mod json_line;
 pub mod link;
@@ -45,3 +50,6 @@ pub mod mqtt;
 pub mod pack;
 pub mod poller;
 pub mod state_file;
+pub mod stop;
+pub mod systemd;
+pub mod trace;

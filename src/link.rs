@@ -27,6 +27,35 @@ pub type Link = Box<dyn Stream>;
 /// How long a TCP peer may take to accept.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How long things take on a link. A wire, a gateway and a dongle differ here and nowhere else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timing {
+    /// How long a board may take to begin its response.
+    pub first_byte: Duration,
+    /// How long the line may pause inside a response.
+    pub pause: Duration,
+    /// How long one response may take in all, so that a line that babbles for ever is not listened to for ever.
+    pub whole_response: Duration,
+    /// How often a request is sent before it counts as not answered.
+    pub tries: u32,
+    /// How often a link that is not there is tried at most, however short the interval.
+    pub reopen: Duration,
+}
+
+impl Timing {
+    /// Boards begin within 100 ms, and adapters hand bytes on in lumps. A sleeping board loses the request that wakes it
+    /// (V11), a noisy line loses another.
+    pub const SERIAL: Timing = Timing {
+        first_byte: Duration::from_millis(500),
+        pause: Duration::from_millis(200),
+        whole_response: Duration::from_secs(2),
+        tries: 3,
+        reopen: Duration::from_millis(200),
+    };
+    /// A gateway adds its own delays, within what a wire is given anyway.
+    pub const TCP: Timing = Timing::SERIAL;
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Address {
     Serial {
@@ -37,6 +66,15 @@ pub enum Address {
     Tcp {
         peer: String,
     },
+}
+
+impl Address {
+    pub const fn timing(&self) -> Timing {
+        match self {
+            Address::Serial { .. } => Timing::SERIAL,
+            Address::Tcp { .. } => Timing::TCP,
+        }
+    }
 }
 
 impl fmt::Display for Address {

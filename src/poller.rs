@@ -1,317 +1,267 @@
-//! One pack for life: open its link, poll at its interval, open again what broke, and tell what is known.
+//! One bus for life: whose turn is it, a poll or a command; open the link, and open again what broke. What an outcome
+//! means is `pack::tracker`'s to say.
 
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use tokio::sync::watch;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
-use tracing::{debug, info, warn};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until};
+use tracing::{Instrument, Span, debug, info, info_span, warn};
 
+use crate::board::{self, Board};
+use crate::bus::Bus;
 use crate::config::Pack;
-use crate::health::Health;
-use crate::jbd::board::{self, Board};
-use crate::jbd::message::register;
-use crate::json_line::json_line;
-use crate::link::{self, Link, OpenError};
+use crate::hub::{Action, Command, Hub, PackIndex, Receipt, Refusal};
+use crate::link::{self, Address, Link, OpenError};
 use crate::memory::Memory;
-use crate::pack::damping::{Damping, Shown};
-use crate::pack::forecast::Forecaster;
 use crate::pack::reading::Reading;
-use crate::pack::state::{Identity, JsonLine, LineStatistics, PackState};
+use crate::pack::state::PackState;
+use crate::pack::tracker::{Failure, FailureKind, Next, Now, Policy, Polled, Say, Seldom, Tracker};
+use crate::stop::Stop;
 
-/// So often in a row a board must keep back a part of a reading before it counts as one that does not have it. What it
-/// has once told it has: then a poll without it is a bad one.
-const INCOMPLETE_POLLS: u32 = 2;
-/// How often a missing port is tried at most, however short the interval.
-const REOPEN: Duration = Duration::from_millis(200);
-/// How often the board's counters are asked for.
-const COUNTERS: Duration = Duration::from_secs(300);
-/// How often the line's statistics are renewed while nothing goes wrong.
-const STATISTICS: Duration = Duration::from_secs(300);
-/// How often they are told in the log.
-const REPORT: Duration = Duration::from_secs(3600);
+/// Over a longer gap between two readings, so many intervals or this, nobody knows what flowed.
+const LONGEST_GAP: (u32, Duration) = (3, Duration::from_secs(30));
 
-/// Polls until `stop`, and keeps the pack's place in the states up to date.
+/// Polls the packs of one bus, which have one address, and does what they are commanded, until `stop`.
 pub async fn run(
-    pack: &Pack,
-    damping: Damping,
+    packs: Vec<(PackIndex, Pack)>,
     state_dir: &Path,
-    desk: Desk,
-    mut stop: watch::Receiver<bool>,
+    hub: Arc<Hub>,
+    mut commands: mpsc::Receiver<Command>,
+    mut stop: Stop,
 ) {
-    // Longer than this, and what flowed in between is not known.
-    let longest_gap = Duration::from_secs(30).max(pack.interval * 3);
-    let file = state_dir.join(format!("{}.json", pack.name.id));
-    let mut poller = Poller {
-        pack,
-        desk,
-        board: None,
-        opened: false,
-        open_after: Instant::now(),
-        memory: Memory::new(&pack.name.id, file, longest_gap),
-        forecaster: Forecaster::default(),
-        shown: Shown::new(damping),
-        started: Instant::now(),
-        counters_after: None,
-        silent: 0,
-        silent_about_cells: 0,
-        incomplete: 0,
-        line: LineStatistics::default(),
-        statistics_after: None,
-        report_after: Instant::now() + REPORT,
-        reported: LineStatistics::default(),
-        complaint: String::new(),
+    let Some(address) = packs.first().map(|(_, pack)| pack.address.clone()) else {
+        return;
     };
-    let mut ticks = interval(pack.interval);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
-    let polling = async {
-        loop {
-            ticks.tick().await;
-            poller.turn().await;
+    let members = packs.into_iter().map(|(index, pack)| Member::new(index, pack, state_dir)).collect();
+    let mut poller =
+        Poller { address, hub, stop: stop.clone(), bus: None, open_after: Instant::now(), members };
+    while let Some((place, due)) = poller.next() {
+        tokio::select! {
+            biased;
+            () = stop.wanted() => break,
+            Some(command) = commands.recv() => poller.execute(command).await,
+            () = sleep_until(due) => poller.poll_in_turn(place).await,
         }
-    };
-    tokio::select! {
-        () = polling => {}
-        _ = stop.wait_for(|stop| *stop) => {}
     }
-    let Poller { memory, desk, .. } = poller;
-    // So that the publisher can say `offline` while the energy is saved.
-    drop(desk);
-    memory.close().await;
+    // The link goes before the disk is waited for: another program may want it.
+    poller.bus = None;
+    for member in poller.members {
+        member.memory.close().await;
+    }
 }
 
-/// Where a poller puts down what it knows.
-pub struct Desk {
-    pub states: Arc<watch::Sender<Vec<PackState>>>,
-    /// This pack's place in the states.
-    pub place: usize,
-    pub health: Health,
-}
-
-/// Why a turn brought no reading.
-enum Failure {
-    Open(OpenError),
-    Board(board::Error),
-    /// The board refused a part of what it has told before, or for the first time.
-    Incomplete,
-}
-
-struct Poller<'a> {
-    pack: &'a Pack,
-    desk: Desk,
-    board: Option<Board<Link>>,
-    /// Has there been a link?
-    opened: bool,
+struct Poller {
+    address: Address,
+    hub: Arc<Hub>,
+    stop: Stop,
+    bus: Option<Bus<Link>>,
     open_after: Instant,
-    memory: Memory,
-    forecaster: Forecaster,
-    shown: Shown,
-    started: Instant,
-    /// `None` until the board has been asked for its name and counters on this link; then when the counters are due
-    /// again.
-    counters_after: Option<Instant>,
-    /// Polls in a row without a reading.
-    silent: u32,
-    /// Polls of a board that tells the pack's totals and has never told a cell.
-    silent_about_cells: u32,
-    /// Readings in a row that lack a part.
-    incomplete: u32,
-    line: LineStatistics,
-    /// `None` until they have been shown.
-    statistics_after: Option<Instant>,
-    report_after: Instant,
-    /// As they were told in the log last.
-    reported: LineStatistics,
-    /// What was last said of this pack in the log.
-    complaint: String,
+    members: Vec<Member>,
 }
 
-impl Poller<'_> {
-    async fn turn(&mut self) {
-        let before = self.line;
-        self.line.polls += 1;
-        let outcome = self.poll().await;
-        self.add_up();
-        self.desk.health.turned(self.desk.place);
-        match outcome {
-            Ok(()) => {
-                if !std::mem::take(&mut self.complaint).is_empty() {
-                    info!(pack = self.pack.name.id, "the board answers");
-                }
-            }
-            Err(failure) => self.fail(failure),
+/// A pack on the bus.
+struct Member {
+    index: PackIndex,
+    pack: Pack,
+    span: Span,
+    board: Board,
+    tracker: Tracker,
+    memory: Memory,
+    due: Instant,
+}
+
+impl Member {
+    fn new(index: PackIndex, pack: Pack, state_dir: &Path) -> Member {
+        let id = &pack.name.id;
+        let longest_gap = LONGEST_GAP.1.max(pack.interval * LONGEST_GAP.0);
+        let board = Board::default();
+        Member {
+            index,
+            span: info_span!("pack", id),
+            tracker: Tracker::new(Policy {
+                offline_after: pack.offline_after,
+                tell_every_poll: pack.json_topic.is_some(),
+                maker: board.maker(),
+            }),
+            board,
+            memory: Memory::new(id, state_dir.join(format!("{id}.json")), longest_gap),
+            due: Instant::now(),
+            pack,
         }
-        self.show_statistics(before);
     }
 
-    async fn poll(&mut self) -> Result<(), Failure> {
-        let board = match self.board.as_mut() {
-            Some(board) => board,
-            None => {
-                sleep_until(self.open_after).await;
-                self.open_after = Instant::now() + REOPEN;
-                let link = link::open(&self.pack.address).await.map_err(Failure::Open)?;
-                self.counters_after = None;
-                self.line.reopened_links += u64::from(self.opened);
-                self.opened = true;
-                self.board.insert(Board::new(link))
+    /// The next time of the interval that is not over yet: what was missed is not made up for.
+    fn put_off(&mut self, now: Instant) {
+        let interval = self.pack.interval;
+        self.due += interval;
+        if let Some(late) = now.checked_duration_since(self.due) {
+            let into = late.as_nanos() % interval.as_nanos().max(1);
+            // A remainder of the interval is no longer than it.
+            let into = Duration::from_nanos(u64::try_from(into).unwrap_or_default());
+            self.due = now + (interval - into);
+        }
+    }
+}
+
+/// Why a poll did not end.
+enum Unpolled {
+    Failed(Failure),
+    /// All is to end.
+    Stopped,
+}
+
+impl From<OpenError> for Unpolled {
+    fn from(error: OpenError) -> Unpolled {
+        Unpolled::Failed(Failure { kind: FailureKind::NotOpened, text: error.to_string() })
+    }
+}
+
+impl Poller {
+    /// Which pack is polled next, and when.
+    fn next(&self) -> Option<(usize, Instant)> {
+        let dues = self.members.iter().map(|member| member.due).enumerate();
+        dues.min_by_key(|(_, due)| *due)
+    }
+
+    async fn poll_in_turn(&mut self, place: usize) {
+        let span = self.members[place].span.clone();
+        self.poll(place).instrument(span).await;
+        self.members[place].put_off(Instant::now());
+    }
+
+    async fn execute(&mut self, command: Command) {
+        let Command { pack, action, done } = command;
+        let Some(place) = self.members.iter().position(|member| member.index == pack) else {
+            return;
+        };
+        let span = self.members[place].span.clone();
+        let outcome = match action {
+            Action::Poll => {
+                self.poll(place).instrument(span).await;
+                let good = self.hub.look(|states| states[pack].last_poll.good);
+                if good { Ok(Receipt::Done) } else { Err(Refusal::Offline) }
             }
+        };
+        // Whoever asked may not wait any more.
+        let _ = done.send(outcome);
+    }
+
+    async fn poll(&mut self, place: usize) {
+        let outcome = self.read(place).await;
+        let Poller { hub, members, bus, .. } = self;
+        let Member { index, board, tracker, memory, .. } = &mut members[place];
+        let tally = board.take_tally();
+        tracker.count(tally.retries, tally.timeouts, tally.checksum_errors);
+        let uptime = hub.uptime();
+        let now = Now { uptime, clock: SystemTime::now() };
+        let good = outcome.is_ok();
+        let Next { reopen, say, .. } = match outcome {
+            Err(Unpolled::Stopped) => return,
+            Err(Unpolled::Failed(failure)) => {
+                hub.update(*index, |state| changed(tracker.failed(state, failure, now)))
+            }
+            Ok((reading, took)) => {
+                let ended = Instant::now();
+                let since_last = reading.totals.as_ref().and_then(|totals| {
+                    let since_last = memory.count(ended, totals.power());
+                    memory.see(totals.protections);
+                    since_last
+                });
+                let remembered = memory.keep();
+                debug!("polled in {:.2} ms", took.as_secs_f64() * 1000.0);
+                let polled = Polled { took, since_last, remembered };
+                hub.update(*index, |state| changed(tracker.read(state, reading, polled, now)))
+            }
+        };
+        match say {
+            Some(Say::Well(text)) => info!("{text}"),
+            Some(Say::Trouble(text)) => warn!("{text}; trying again until it works"),
+            Some(Say::InPassing(text)) => debug!("{text}"),
+            None => {}
+        }
+        if let Some(report) = tracker.report(now) {
+            info!("{report}");
+        }
+        if reopen {
+            *bus = None;
+        } else if good {
+            self.ask_what_seldom_changes(place, now).await;
+        }
+    }
+
+    /// Opens the link if it is not open, and polls the board once: what it tells, and how long that took.
+    async fn read(&mut self, place: usize) -> Result<(Reading, Duration), Unpolled> {
+        let parts = self.members[place].tracker.poll_begins();
+        let bus = match self.bus.as_mut() {
+            Some(bus) => bus,
+            None => {
+                let timing = self.address.timing();
+                let opening = async {
+                    sleep_until(self.open_after).await;
+                    self.open_after = Instant::now() + timing.reopen;
+                    link::open(&self.address).await
+                };
+                let link = tokio::select! {
+                    link = opening => link?,
+                    () = self.stop.wanted() => return Err(Unpolled::Stopped),
+                };
+                for member in &mut self.members {
+                    member.board.link_opened();
+                    member.tracker.link_opened();
+                }
+                self.bus.insert(Bus::new(link, timing, self.stop.clone()))
+            }
+        };
+        let Member { index, board, tracker, .. } = &mut self.members[place];
+        let failed = |error: &board::Error| match error.kind() {
+            None => Unpolled::Stopped,
+            Some(kind) => Unpolled::Failed(Failure { kind, text: format!("{}: {error}", self.address) }),
         };
         let began = Instant::now();
-        let silent_about_cells = self.silent_about_cells >= INCOMPLETE_POLLS;
-        let answer = if silent_about_cells { board.poll_totals().await } else { board.poll().await };
-        let (had_totals, had_cells) = {
-            let reading = &self.desk.states.borrow()[self.desk.place].reading;
-            let of = |part: fn(&Reading) -> bool| reading.as_ref().is_some_and(part);
-            (of(|reading| reading.totals.is_some()), of(|reading| !reading.cells.is_empty()))
-        };
-        if matches!(answer, Err(board::Error::NoAnswer { register: register::CELL_VOLTAGES, .. }))
-            && !had_cells
-        {
-            self.silent_about_cells += 1;
+        let reading = board.poll(bus, parts).await.map_err(|error| failed(&error))?;
+        let took = began.elapsed();
+        let accepted = self.hub.look(|states: &[PackState]| tracker.accept(&states[*index], reading));
+        match accepted {
+            Ok(reading) => Ok((reading, took)),
+            Err(Failure { kind, text }) => {
+                Err(Unpolled::Failed(Failure { kind, text: format!("{}: {text}", self.address) }))
+            }
         }
-        let reading = answer.map_err(Failure::Board)?;
-        let (no_totals, no_cells) = (reading.totals.is_none(), reading.cells.is_empty());
-        self.incomplete = if no_totals || no_cells { self.incomplete + 1 } else { 0 };
-        let new_to_it = self.incomplete == 1 && !silent_about_cells;
-        if new_to_it || (no_totals && had_totals) || (no_cells && had_cells) {
-            return Err(Failure::Incomplete);
-        }
-        let now = Instant::now();
-        self.desk.health.read(self.desk.place);
-        let took = now - began;
-        self.line.response_time = Some(took);
-        self.line.last_success = Some(SystemTime::now());
-        debug!(pack = self.pack.name.id, "polled in {:.2} ms", took.as_secs_f64() * 1000.0);
-        let forecast = reading.totals.as_ref().map(|totals| {
-            let since_last = self.memory.count(now, totals.power());
-            self.memory.see(totals.protections);
-            self.forecaster.add(totals, since_last)
-        });
-        let remembered = self.memory.keep();
-        let json_line = self
-            .pack
-            .json_topic
-            .is_some()
-            .then(|| JsonLine { poll: self.line.polls, text: json_line(Some(&reading)) });
-        self.silent = 0;
-        let undamped = self.shown.may_differ().then(|| reading.clone());
-        // Last, so that what is counted and reckoned comes of what was read.
-        let reading = self.shown.after(reading, now - self.started);
-        self.change(|state| {
-            // Not news: what is held back is not to be published.
-            state.undamped = undamped;
-            set(&mut state.answering, Some(true))
-                | set(&mut state.reading, Some(reading))
-                | set(&mut state.forecast, forecast)
-                | set(&mut state.remembered, remembered)
-                | set(&mut state.json_line, json_line)
-        });
-        self.ask_what_seldom_changes(now).await.map_err(Failure::Board)
     }
 
     /// Name and counters once per link, after the first reading has gone out; then the counters now and then.
-    async fn ask_what_seldom_changes(&mut self, now: Instant) -> Result<(), board::Error> {
-        let Some(board) = self.board.as_mut() else {
-            return Ok(());
+    async fn ask_what_seldom_changes(&mut self, place: usize, now: Now) {
+        let Member { index, board, tracker, .. } = &mut self.members[place];
+        let Some(bus) = self.bus.as_mut() else {
+            return;
         };
-        let name = match self.counters_after {
-            None => board.name().await?,
-            Some(due) if now >= due => None,
-            Some(_) => return Ok(()),
-        };
-        let counters = board.counters().await?;
-        self.counters_after = Some(now + COUNTERS);
-        // What was told once stays, should the line have swallowed it this time.
-        self.change(|state| {
-            let known = state.identity.as_ref().and_then(|identity| identity.model.clone());
-            set(&mut state.identity, Some(Identity { model: name.or(known) }))
-                | (counters.is_some() && set(&mut state.counters, counters))
-        });
-        Ok(())
-    }
-
-    /// Takes over what the board has counted.
-    fn add_up(&mut self) {
-        let tally = self.board.as_mut().map(Board::take_tally).unwrap_or_default();
-        self.line.retries += tally.retries;
-        self.line.timeouts += tally.timeouts;
-        self.line.checksum_errors += tally.checksum_errors;
-    }
-
-    fn show_statistics(&mut self, before: LineStatistics) {
-        let now = Instant::now();
-        let went_wrong =
-            |line: &LineStatistics| (line.retries, line.timeouts, line.checksum_errors, line.reopened_links);
-        let due = self.statistics_after.is_none_or(|due| now >= due);
-        if due || went_wrong(&self.line) != went_wrong(&before) {
-            self.statistics_after = Some(now + STATISTICS);
-            self.change(|state| set(&mut state.line, Some(self.line)));
+        let seldom = tracker.seldom(now);
+        if seldom == Seldom::Nothing {
+            return;
         }
-        if now >= self.report_after {
-            self.report_after = now + REPORT;
-            let (line, before) = (self.line, std::mem::replace(&mut self.reported, self.line));
-            info!(
-                pack = self.pack.name.id,
-                "in the last hour {} polls, {} retries, {} timeouts, {} checksum errors, {} links opened again",
-                line.polls - before.polls,
-                line.retries - before.retries,
-                line.timeouts - before.timeouts,
-                line.checksum_errors - before.checksum_errors,
-                line.reopened_links - before.reopened_links,
-            );
-        }
-    }
-
-    fn fail(&mut self, failure: Failure) {
-        self.silent += 1;
-        let never_answered = self.desk.states.borrow()[self.desk.place].reading.is_none();
-        let gone = self.silent >= self.pack.offline_after || never_answered;
-        // A line that broke, and a board that stays silent, may do better through a link opened anew.
-        if gone || matches!(failure, Failure::Board(board::Error::Line(_))) {
-            self.board = None;
-        }
-        let json_line =
-            self.pack.json_topic.is_some().then(|| JsonLine { poll: self.line.polls, text: json_line(None) });
-        self.change(|state| {
-            let went = gone && {
-                // A pack that is not there has at least its connection to show.
-                let identity = state.identity.clone().unwrap_or_default();
-                set(&mut state.answering, Some(false)) | set(&mut state.identity, Some(identity))
+        let asked = async {
+            let identity = match seldom {
+                Seldom::IdentityAndCounters => Some(board.identity(bus).await?),
+                Seldom::Nothing | Seldom::Counters => None,
             };
-            set(&mut state.json_line, json_line) | went
-        });
-        // One bad poll is in the hourly count; the same trouble again every few seconds would bury everything else.
-        let (complaint, worth_a_line) = match failure {
-            Failure::Open(error) => (error.to_string(), true),
-            Failure::Board(error) => {
-                let broken = matches!(error, board::Error::Line(_));
-                (format!("{}: {error}", self.pack.address), gone || broken)
-            }
-            Failure::Incomplete => {
-                (format!("{}: the board refuses a part of its values", self.pack.address), gone)
-            }
+            Ok((identity, board.counters(bus).await?))
         };
-        if worth_a_line && complaint != self.complaint {
-            warn!(pack = self.pack.name.id, "{complaint}; trying again until it works");
-            self.complaint = complaint;
-        } else {
-            debug!(pack = self.pack.name.id, "{complaint}");
+        match asked.await {
+            Ok((identity, counters)) => {
+                self.hub.update(*index, |state| (tracker.told(state, identity, counters, now), ()));
+            }
+            Err::<_, board::Error>(error) => {
+                // The next poll opens the link again, and says so if it cannot.
+                debug!("{}: {error}", self.address);
+                self.bus = None;
+            }
         }
-    }
-
-    /// Changes this pack's state, and wakes the publisher only if `change` says that it is another then.
-    fn change(&self, change: impl FnOnce(&mut PackState) -> bool) {
-        self.desk.states.send_if_modified(|states| change(&mut states[self.desk.place]));
     }
 }
 
-/// Puts the value in its place. Is it another one?
-fn set<T: PartialEq>(place: &mut T, value: T) -> bool {
-    let changed = *place != value;
-    if changed {
-        *place = value;
-    }
-    changed
+/// For the hub: whether to wake the faces, and the rest for the poller.
+fn changed(next: Next) -> (bool, Next) {
+    (next.changed, next)
 }

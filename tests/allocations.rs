@@ -9,9 +9,10 @@ use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use bms2mqtt::jbd::board::Board;
+use bms2mqtt::board::Direct;
 use bms2mqtt::jbd::frame::{Answer, Status};
 use bms2mqtt::jbd::message::{BasicInfo, CellVoltages, register};
+use bms2mqtt::link::Timing;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// The system's, which counts what this thread asks for.
@@ -114,7 +115,7 @@ async fn an_unchanged_poll_allocates_nothing() {
         said: 0,
         ready: false,
     };
-    let mut board = Board::new(line);
+    let mut board = Direct::new(line, Timing::SERIAL);
     let warm = board.poll().await.unwrap();
     assert_eq!((warm.cells.len(), warm.totals.as_ref().unwrap().temperatures.len()), (32, 8));
 

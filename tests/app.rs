@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 
 use bms2mqtt::jbd::simulator::Pace;
-use bms2mqtt::pack::damping::Quantity;
+use bms2mqtt::pack::dead_band::Quantity;
 use serde_yaml::Value;
 use support::{
     Answers, Board, Broker, HOUSE, Listener, Program, eventually, mosquitto, scratch, spawn, tell,

@@ -32,13 +32,13 @@ async fn is_polled(answers: &Answers) {
 
 /// A cron line of somebody who comes from `smart_bms`.
 #[tokio::test]
-async fn once_beside_the_bridge_of_a_bms_conf_tells_what_it_read() {
+async fn once_beside_the_bridge_of_a_bms_conf_tells_what_the_board_says_now() {
     let broker = Broker::start().await;
     let directory = scratch("once");
     let answers = Answers::new(&HOUSE);
     let board = Board::start(answers.clone(), None, Pace::Unpaced);
     let port = board.port.display();
-    // An interval that does not come round in this test: the board is asked once, by the bridge.
+    // An interval that does not come round in this test: the bridge asks when it is asked.
     let conf = format!(
         "device={port}\nMQTTserver={}\nMQTTtopik=test_1\nrun_interval=3600\nout_to=mqtt\n",
         broker.url()
@@ -50,10 +50,12 @@ async fn once_beside_the_bridge_of_a_bms_conf_tells_what_it_read() {
     is_polled(&answers).await;
     for turn in 0..20 {
         let (code, out, err) = run(&directory, &["-1"]).await;
-        assert_eq!((code, out.trim_end()), (Some(0), HOUSE_LINE), "turn {turn}: {err}");
+        let now = HOUSE_LINE.replace("26.66", &format!("26.{}", 66 + turn));
+        assert_eq!((code, out.trim_end()), (Some(0), now.as_str()), "turn {turn}: {err}");
         assert_eq!(err, "");
+        answers.change(3, |data| data[1] += 1);
     }
-    assert_eq!(answers.polls(), 1, "the board was asked beside the bridge");
+    assert_eq!(answers.polls(), 21, "one poll for each, and nobody beside the bridge");
 }
 
 #[tokio::test]

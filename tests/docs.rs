@@ -5,9 +5,9 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use bms2mqtt::home_assistant::catalogue::{CATALOGUE, Entity};
+use bms2mqtt::catalogue::{CATALOGUE, Entity};
 use bms2mqtt::home_assistant::language::Language;
-use bms2mqtt::pack::damping::Quantity;
+use bms2mqtt::pack::dead_band::Quantity;
 
 const README: &str = include_str!("../README.md");
 const SAMPLE: &str = include_str!("../config.yaml");

@@ -2,8 +2,8 @@
 //! as no frame gives no reading, and the next good frame is found behind it.
 
 use bms2mqtt::jbd::frame::{Answer, Frame, Status, frames};
-use bms2mqtt::jbd::message::{BasicInfo, CellVoltages, Name, register};
-use bms2mqtt::jbd::reading::reading;
+use bms2mqtt::jbd::message::{BasicInfo, CellVoltages, ErrorCounters, Name, register};
+use bms2mqtt::jbd::reading::{self, reading};
 use bms2mqtt::pack::reading::{Counters, Reading};
 use serde_json::{Value, json};
 
@@ -41,7 +41,7 @@ fn decoded(answer: &Answer<'_>) -> Option<Value> {
         register::BASIC_INFO => basic_info(&BasicInfo::decode(data).ok()?),
         register::CELL_VOLTAGES => cells(&reading(None, Some(&CellVoltages::decode(data).ok()?))),
         register::NAME => json!({ "device_name": Name::decode(data).0 }),
-        register::COUNTERS => counters(&Counters::decode(data).ok()?),
+        register::COUNTERS => counters(&reading::counters(&ErrorCounters::decode(data).ok()?)),
         _ => return None,
     })
 }
@@ -162,7 +162,7 @@ fn encoding_a_decoded_frame_gives_the_captured_bytes() {
                 register::BASIC_INFO => BasicInfo::decode(answer.data).unwrap().encode(),
                 register::CELL_VOLTAGES => CellVoltages::decode(answer.data).unwrap().encode(),
                 register::NAME => Name::decode(answer.data).encode(),
-                register::COUNTERS => Counters::decode(answer.data).unwrap().encode(),
+                register::COUNTERS => ErrorCounters::decode(answer.data).unwrap().encode(),
                 _ => continue,
             };
             let mut encoded = Vec::new();

@@ -8,11 +8,12 @@ use std::cell::Cell;
 use std::ops::{Range, RangeInclusive};
 use std::time::Duration;
 
-use bms2mqtt::jbd::board::Board;
-use bms2mqtt::jbd::frame::{Answer, Frame, Hex, Parsed, Request, Status, frames, parse};
-use bms2mqtt::jbd::message::{BasicInfo, CellVoltages, Tail, register};
+use bms2mqtt::board::Direct;
+use bms2mqtt::hex::Hex;
+use bms2mqtt::jbd::frame::{Answer, Frame, Parsed, Request, Status, frames, parse};
+use bms2mqtt::jbd::message::{BasicInfo, CellVoltages, ErrorCounters, Tail, register};
 use bms2mqtt::jbd::reading::reading;
-use bms2mqtt::pack::reading::Counters;
+use bms2mqtt::link::Timing;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio::sync::mpsc::unbounded_channel;
@@ -253,7 +254,7 @@ async fn is_read_right(case: u64, replies: Vec<Reply>, random: Random) {
     // Room for all that may come between the polls.
     let (here, there) = duplex(4096);
     let polls = async {
-        let mut board = Board::new(here);
+        let mut board = Direct::new(here, Timing::SERIAL);
         let first = board.poll().await;
         sleep(BREAK).await;
         ([first, board.poll().await], board.take_tally())
@@ -378,7 +379,7 @@ async fn answer_in_order(
                 register::BASIC_INFO => BasicInfo { cycles: number, ..BasicInfo::default() }.encode(),
                 register::CELL_VOLTAGES => CellVoltages(vec![number].into()).encode(),
                 register::NAME => b"JBD".to_vec(),
-                _ => Counters::default().encode(),
+                _ => ErrorCounters::default().encode(),
             };
             Answer { register: request[2], status: Status::OK, data: &data }.encode(&mut bytes);
             // Name and counters are never lost: by them it finds out that nothing older is under way any more.
@@ -409,7 +410,7 @@ async fn are_of_this_poll(only_totals: bool) {
         let questions = Cell::new(0);
         let line = answer_in_order(there, &questions, latency.clone(), Random(random.word()));
         let polls = async {
-            let mut board = Board::new(here);
+            let mut board = Direct::new(here, Timing::SERIAL);
             for poll in 1..=8 {
                 let before = i64::from(questions.get());
                 let outcome = if only_totals { board.poll_totals().await } else { board.poll().await };
@@ -463,7 +464,7 @@ async fn an_answer_behind_an_echo_is_not_the_next_polls() {
         }
     };
     let polls = async {
-        let mut board = Board::new(here);
+        let mut board = Direct::new(here, Timing::SERIAL);
         assert!(board.poll().await.is_err());
         board.poll().await
     };
@@ -651,20 +652,10 @@ fn messages_survive_the_round_trip() {
         let cells =
             CellVoltages((0..random.within(1..=CellVoltages::MOST)).map(|_| random.short()).collect());
         assert_eq!(CellVoltages::decode(&cells.encode()), Ok(cells), "case {case}");
-        let counters = Counters {
-            short_circuit: random.short(),
-            charge_overcurrent: random.short(),
-            discharge_overcurrent: random.short(),
-            cell_overvoltage: random.short(),
-            cell_undervoltage: random.short(),
-            charge_overtemperature: random.short(),
-            charge_undertemperature: random.short(),
-            discharge_overtemperature: random.short(),
-            discharge_undertemperature: random.short(),
-            pack_overvoltage: random.short(),
-            pack_undervoltage: random.short(),
+        let counters = ErrorCounters {
+            trips: std::array::from_fn(|_| random.short()),
             system_restarts: (random.byte() < 128).then(|| random.short()),
         };
-        assert_eq!(Counters::decode(&counters.encode()), Ok(counters), "case {case}");
+        assert_eq!(ErrorCounters::decode(&counters.encode()), Ok(counters), "case {case}");
     }
 }

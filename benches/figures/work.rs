@@ -10,7 +10,8 @@ use bms2mqtt::jbd::frame::{Answer, Frame, Parsed, parse};
 use bms2mqtt::jbd::message::{BasicInfo, CellVoltages, register};
 use bms2mqtt::jbd::reading::reading;
 use bms2mqtt::json_line::json_line;
-use bms2mqtt::mqtt::topics::{PackName, Sent};
+use bms2mqtt::mqtt::mirror::Mirror;
+use bms2mqtt::mqtt::names::PackName;
 use bms2mqtt::pack::reading::Reading;
 use bms2mqtt::pack::state::{Identity, PackState};
 
@@ -112,7 +113,7 @@ fn decide(times: usize, change: Change) -> Result<()> {
     let states = [state(Change::Nothing)?, state(change)?];
     let names = Config::to_broker(String::new(), 0).names;
     let pack = PackName { id: "bank".to_owned(), name: "Bank".to_owned() };
-    let mut sent = Sent::new(names, vec![pack]);
+    let mut sent = Mirror::new(names, vec![pack]);
     let mut publish = |states: &[PackState]| {
         for change in sent.difference(states, false) {
             black_box(sent.message(change, states));

@@ -5,15 +5,16 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 use std::time::Duration;
 
-use bms2mqtt::home_assistant::catalogue::{CATALOGUE, Entity, Value};
-use bms2mqtt::home_assistant::discovery::{Bridge, Pack, entity_config};
+use bms2mqtt::catalogue::{CATALOGUE, Entity, Value};
+use bms2mqtt::hex::Hex;
+use bms2mqtt::home_assistant::discovery::{Device, entity_config};
 use bms2mqtt::home_assistant::language::Language;
-use bms2mqtt::jbd::frame::{self, Fault, Frame, Hex, LONGEST, Parsed, Status, parse};
-use bms2mqtt::jbd::message::{BasicInfo, CellVoltages, Name};
-use bms2mqtt::jbd::reading::reading;
+use bms2mqtt::jbd::frame::{self, Fault, Frame, LONGEST, Parsed, Status, parse};
+use bms2mqtt::jbd::message::{BasicInfo, CellVoltages, ErrorCounters, Name};
+use bms2mqtt::jbd::reading::{self, reading};
 use bms2mqtt::json_line::json_line;
 use bms2mqtt::pack::forecast::Forecaster;
-use bms2mqtt::pack::reading::{Counters, Reading};
+use bms2mqtt::pack::reading::Reading;
 use bms2mqtt::pack::record::Record;
 use bms2mqtt::pack::state::{Identity, PackState, Remembered};
 
@@ -168,31 +169,35 @@ pub fn name(data: &[u8]) {
     let mut sent = data.iter();
     assert!(name.0.bytes().all(|byte| sent.any(|&other| other == byte)));
 
-    let bridge =
-        Bridge { identifier: "bridge", availability_topic: "bridge/status", language: Language::Russian };
-    let pack = Pack {
-        id: "pack",
+    let device = Device {
+        id: "bms2mqtt_pack",
+        slug: "pack",
         name: "Pack",
-        model: Some(&name.0),
-        software_version: None,
-        topic: "pack",
-        availability_topic: "pack/status",
+        maker: "JBD",
+        model: &name.0,
+        version: None,
+        via: Some("bridge"),
+        availability_topics: &["bridge/status", "pack/status"],
     };
-    let config = entity_config(&bridge, &pack, &CATALOGUE[0], None);
+    let config = entity_config(&device, &CATALOGUE[0], None, "pack/key", Language::Russian);
     let config: serde_json::Value = serde_json::from_str(&config).expect("a config is JSON");
     assert_eq!(config["device"]["model"], name.0);
-    publish(&PackState { identity: Some(Identity { model: Some(name.0) }), ..PackState::default() });
+    publish(&PackState {
+        identity: Some(Identity { model: Some(name.0), ..Identity::default() }),
+        ..PackState::default()
+    });
 }
 
 /// Register 0xAA.
 pub fn counters(data: &[u8]) {
-    let decoded = Counters::decode(data);
+    let decoded = ErrorCounters::decode(data);
     assert_eq!(decoded.is_ok(), matches!(data.len(), 22 | 24));
     match decoded {
         Err(malformed) => assert!(malformed.found == data.len() && !malformed.to_string().is_empty()),
         Ok(counters) => {
             assert_eq!(counters.encode(), data);
-            publish(&PackState { counters: Some(counters), ..PackState::default() });
+            let counters = Some(reading::counters(&counters));
+            publish(&PackState { counters, ..PackState::default() });
         }
     }
 }

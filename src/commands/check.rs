@@ -3,13 +3,13 @@
 use std::fmt::Write as _;
 
 use super::{Failure, print};
+use crate::catalogue::CATALOGUE;
 use crate::config::{Config, Pack};
-use crate::home_assistant::catalogue::CATALOGUE;
 use crate::home_assistant::discovery::ID_PREFIX;
 use crate::link::Address;
 use crate::mqtt::access::{Access, Whereabouts};
 use crate::mqtt::endpoint::{Endpoint, Login};
-use crate::pack::damping::Quantity;
+use crate::pack::dead_band::Quantity;
 
 pub fn run(config: &Config) -> Result<(), Failure> {
     let mut text = match &config.file {
@@ -27,7 +27,7 @@ pub fn run(config: &Config) -> Result<(), Failure> {
 
 /// What is configured, a line for each thing. Never a password.
 pub fn describe(config: &Config) -> String {
-    let Config { access, names, packs, state_dir, damping, console, .. } = config;
+    let Config { access, names, packs, state_dir, dead_bands, console, .. } = config;
     let mut text = String::new();
     // Writing to a String cannot fail.
     let mut line = |what: std::fmt::Arguments<'_>| {
@@ -45,7 +45,7 @@ pub fn describe(config: &Config) -> String {
             line(format_args!("no discovery"));
         }
         line(format_args!("energy totals and last protections in {}", state_dir.display()));
-        for (rule, (_, name, unit, _)) in damping.0.iter().zip(Quantity::ALL) {
+        for (rule, (_, name, unit, _)) in dead_bands.iter().zip(Quantity::ALL) {
             if rule.dead_band.digits() > 0 {
                 line(format_args!(
                     "{name} is not sent when it changes by less than {} {unit}",

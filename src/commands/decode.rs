@@ -4,12 +4,12 @@ use std::fmt::{self, Write as _};
 use std::io::{self, Read};
 
 use super::{Failure, print, say};
+use crate::catalogue::{CATALOGUE, Entity, Value};
 use crate::cli::DecodeArgs;
-use crate::home_assistant::catalogue::{CATALOGUE, Entity, Value};
-use crate::jbd::frame::{Answer, Frame, Hex, Parsed, Status, parse};
-use crate::jbd::message::{BasicInfo, CellVoltages, Malformed, Name, register};
-use crate::jbd::reading::reading;
-use crate::pack::reading::Counters;
+use crate::hex::Hex;
+use crate::jbd::frame::{Answer, Frame, Parsed, Status, parse};
+use crate::jbd::message::{BasicInfo, CellVoltages, ErrorCounters, Malformed, Name, register};
+use crate::jbd::reading::{counters, reading};
 use crate::pack::state::PackState;
 
 pub fn run(args: &DecodeArgs) -> Result<(), Failure> {
@@ -109,7 +109,7 @@ fn decode(register: u8, data: &[u8]) -> Result<Decoded, Malformed> {
         }
         register::CELL_VOLTAGES => state.reading = Some(reading(None, Some(&CellVoltages::decode(data)?))),
         register::NAME => decoded.text("name", "Name", Name::decode(data).0),
-        register::COUNTERS => state.counters = Some(Counters::decode(data)?),
+        register::COUNTERS => state.counters = Some(counters(&ErrorCounters::decode(data)?)),
         _ => decoded.text("data", "Data", Hex(data)),
     }
     for entity in CATALOGUE {

@@ -19,7 +19,7 @@ use crate::config::{Config, DEFAULT_BAUD, DEFAULT_OFFLINE_AFTER, Pack};
 use crate::jbd::simulator::{LivingPack, Pace, Settings, serve, terminal};
 use crate::link::Address;
 use crate::mqtt::broker::{Broker, Retained};
-use crate::mqtt::topics::PackName;
+use crate::mqtt::names::PackName;
 
 const ID: &str = "demo";
 const MQTT_PORT: u16 = 1883;

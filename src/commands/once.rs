@@ -1,15 +1,15 @@
 //! `--once`: one poll of every pack, one line of JSON each, in the order of the configuration. A
-//! bridge of this configuration that runs has the ports: then it is asked what it read.
+//! bridge of this configuration that runs has the ports: then it is asked to poll.
 
 use std::io;
 
 use tracing::{debug, error, warn};
 
 use super::{Failure, print, smart_bms};
+use crate::board::Direct;
 use crate::bridge::{control_address, ports};
 use crate::config::{Config, Pack};
 use crate::control::{self, Request};
-use crate::jbd::board::{self, Board};
 use crate::json_line::json_line;
 use crate::link::{self, Link};
 use crate::pack::reading::Reading;
@@ -52,7 +52,7 @@ fn ask_bridge(config: &Config) -> Option<Vec<String>> {
     let why = match asked {
         Ok((true, response)) => {
             let lines = control::lines_of(&response, &ports(config))?;
-            debug!("the running bridge of this configuration has the ports: these are its last readings");
+            debug!("the running bridge of this configuration has the ports, and was asked");
             return Some(lines.into_iter().map(str::to_owned).collect());
         }
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => return None,
@@ -83,7 +83,7 @@ fn print_text(line: String) -> Result<bool, Failure> {
 /// Polls one pack outside the bridge; what goes wrong goes to the log.
 pub struct Poll<'a> {
     pack: &'a Pack,
-    board: Option<Board<Link>>,
+    board: Option<Direct<Link>>,
 }
 
 impl<'a> Poll<'a> {
@@ -95,7 +95,7 @@ impl<'a> Poll<'a> {
         let board = match self.board.as_mut() {
             Some(board) => board,
             None => match link::open(&self.pack.address).await {
-                Ok(link) => self.board.insert(Board::new(link)),
+                Ok(link) => self.board.insert(Direct::new(link, self.pack.address.timing())),
                 Err(error) => {
                     let advice = match error.port_is_taken() {
                         true => {
@@ -112,7 +112,7 @@ impl<'a> Poll<'a> {
             Ok(reading) => Some(reading),
             Err(error) => {
                 error!(pack = self.pack.name.id, "{}: {error}", self.pack.address);
-                if matches!(error, board::Error::Line(_)) {
+                if error.broke_the_link() {
                     self.board = None;
                 }
                 None

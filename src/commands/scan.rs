@@ -1,9 +1,9 @@
 //! `scan`: tries every serial port, and prints which one answers as a BMS.
 
 use super::{Failure, print, say};
+use crate::board::Direct;
 use crate::cli::{Options, ScanArgs};
 use crate::config;
-use crate::jbd::board::Board;
 use crate::link::{self, Address};
 
 pub async fn run(args: &ScanArgs, options: &Options) -> Result<(), Failure> {
@@ -35,10 +35,10 @@ pub async fn run(args: &ScanArgs, options: &Options) -> Result<(), Failure> {
 /// Name, cells and voltage of the board at this address.
 async fn try_port(address: &Address) -> Result<String, String> {
     let link = link::open(address).await.map_err(|error| error.to_string())?;
-    let mut board = Board::new(link);
+    let mut board = Direct::new(link, address.timing());
     let reading = board.poll().await.map_err(|error| error.to_string())?;
-    let name = board.name().await.map_err(|error| error.to_string())?;
-    let name = name.unwrap_or_else(|| "JBD BMS without a name".to_owned());
+    let identity = board.identity().await.map_err(|error| error.to_string())?;
+    let name = identity.model.unwrap_or_else(|| "JBD BMS without a name".to_owned());
     let voltage = reading.totals.as_ref().map(|totals| format!(", {} V", totals.voltage)).unwrap_or_default();
     Ok(format!("{name}, {} cells{voltage}", reading.cell_count()))
 }

@@ -7,10 +7,10 @@ use std::io::{self, Write};
 use super::Failure;
 use crate::cli::{Options, is_smart_bms};
 use crate::config::Config;
-use crate::jbd::trace;
 use crate::link::Address;
 use crate::mqtt::access::{Access, Whereabouts};
 use crate::mqtt::session;
+use crate::trace;
 
 /// Begins with `-d`, if it is given. Does it go to standard output?
 pub fn begin_debug(options: &Options) -> bool {

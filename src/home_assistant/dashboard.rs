@@ -2,8 +2,8 @@
 //!
 //! How many cells a pack has is not configured: the dashboard finds out itself, and shows what is there.
 
-use super::catalogue::Entity;
 use super::language::Language;
+use crate::catalogue::Entity;
 
 /// What stands once, and what stands for each pack; `«key»` is replaced.
 const VIEW: &str = include_str!("dashboard/view.yaml");
@@ -60,7 +60,7 @@ mod tests {
     use serde_yaml::Value;
 
     use super::*;
-    use crate::home_assistant::catalogue::CATALOGUE;
+    use crate::catalogue::CATALOGUE;
 
     fn walk(value: &Value, visit: &mut impl FnMut(&str, &Value)) {
         match value {

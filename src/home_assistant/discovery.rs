@@ -1,29 +1,26 @@
 //! The discovery config of one entity, as Home Assistant's MQTT integration reads it.
 
 use serde::Serialize;
+use smallvec::SmallVec;
 
-use super::catalogue::{Component, Entity};
 use super::language::Language;
+use crate::catalogue::{Component, Entity};
 
-/// What all configs of one bridge share.
-pub struct Bridge<'a> {
-    /// The bridge's own device identifier.
-    pub identifier: &'a str,
-    pub availability_topic: &'a str,
-    /// Of the entities' names.
-    pub language: Language,
-}
-
-/// What all configs of one pack share.
-pub struct Pack<'a> {
+/// What is announced: the bridge, a pack.
+pub struct Device<'a> {
+    /// Its identifier, the node of its config topics, and the beginning of its unique ids.
     pub id: &'a str,
+    /// The beginning of its entity ids.
+    pub slug: &'a str,
     pub name: &'a str,
-    /// The board's own name.
-    pub model: Option<&'a str>,
-    pub software_version: Option<String>,
-    /// Below it lies the topic of each value.
-    pub topic: &'a str,
-    pub availability_topic: &'a str,
+    pub maker: &'a str,
+    pub model: &'a str,
+    pub version: Option<&'a str>,
+    /// The device that it hangs on, which goes before it: of one that is not known yet Home Assistant makes a nameless
+    /// device.
+    pub via: Option<&'a str>,
+    /// While all of these say `online`, its entities are available.
+    pub availability_topics: &'a [&'a str],
 }
 
 #[derive(Serialize)]
@@ -37,8 +34,8 @@ struct Config<'a> {
     payload_on: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     payload_off: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    availability: Option<&'a [Availability<'a>]>,
+    #[serde(skip_serializing_if = "<[Availability<'_>]>::is_empty")]
+    availability: &'a [Availability<'a>],
     /// With `latest`, Home Assistant's default, the bridge's `online` would hide a pack's `offline`.
     #[serde(skip_serializing_if = "Option::is_none")]
     availability_mode: Option<&'a str>,
@@ -58,7 +55,7 @@ struct Config<'a> {
     enabled_by_default: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
     icon: Option<&'a str>,
-    device: Device<'a>,
+    device: DeviceInfo<'a>,
     origin: Origin,
 }
 
@@ -68,7 +65,7 @@ struct Availability<'a> {
 }
 
 #[derive(Serialize)]
-struct Device<'a> {
+struct DeviceInfo<'a> {
     identifiers: [&'a str; 1],
     name: &'a str,
     manufacturer: &'a str,
@@ -95,21 +92,28 @@ const ORIGIN: Origin = Origin {
 /// What stands before a pack's id in node ids, unique ids and device identifiers.
 pub const ID_PREFIX: &str = "bms2mqtt_";
 
-/// The config of one entity of a pack. `number` is that of a cell or temperature sensor, from 1.
-pub fn entity_config(bridge: &Bridge<'_>, pack: &Pack<'_>, entity: &Entity, number: Option<usize>) -> String {
+/// What is the bridge's own entity: is the bridge there?
+const BRIDGE_KEY: &str = "connection";
+
+/// The config of one entity of a pack, whose value stands at `state_topic`. `number` is that of a cell or temperature
+/// sensor, from 1.
+pub fn entity_config(
+    device: &Device<'_>,
+    entity: &Entity,
+    number: Option<usize>,
+    state_topic: &str,
+    language: Language,
+) -> String {
+    let name = Entity::numbered(language.name(entity), number);
     let key = Entity::numbered(entity.key, number);
-    let component = entity.component.as_str();
-    let device = device_id(pack.id);
-    let both = [bridge.availability_topic, pack.availability_topic].map(|topic| Availability { topic });
-    let availability = if entity.without_board { &both[..1] } else { &both };
-    let config = Config {
-        name: &Entity::numbered(bridge.language.name(entity), number),
-        unique_id: &format!("{device}_{key}"),
-        default_entity_id: &format!("{component}.{}_{key}", pack.id),
-        state_topic: &format!("{}/{key}", pack.topic),
-        payload_on: None,
-        payload_off: None,
-        availability: Some(availability),
+    let shown = Shown { key: &key, name: &name, component: entity.component, state_topic };
+    // The bridge's, which is the first, is that of all it has.
+    let topics = device.availability_topics;
+    let topics = if entity.without_board { topics.get(..1).unwrap_or(topics) } else { topics };
+    let availability: SmallVec<[Availability<'_>; 2]> =
+        topics.iter().map(|topic| Availability { topic }).collect();
+    to_json(&Config {
+        availability: &availability,
         availability_mode: Some("all"),
         device_class: entity.device_class,
         options: entity.options,
@@ -119,75 +123,183 @@ pub fn entity_config(bridge: &Bridge<'_>, pack: &Pack<'_>, entity: &Entity, numb
         suggested_display_precision: entity.precision,
         enabled_by_default: (!entity.enabled).then_some(false),
         icon: entity.icon,
-        device: Device {
-            identifiers: [&device],
-            name: pack.name,
-            manufacturer: "JBD",
-            model: pack.model.unwrap_or("Smart BMS"),
-            sw_version: pack.software_version.as_deref(),
-            via_device: Some(bridge.identifier),
-        },
-        origin: ORIGIN,
-    };
-    to_json(&config)
+        ..shown.config(device, &shown.unique_id(device), &shown.entity_id(device))
+    })
 }
 
-/// The bridge as a device of its own, with one entity: is the bridge there?
-///
-/// The packs hang on it, so it goes before them: Home Assistant makes a nameless device of a `via_device` that
-/// it does not know yet.
-pub fn bridge_config(bridge: &Bridge<'_>) -> String {
-    let component = Component::BinarySensor.as_str();
-    let config = Config {
-        name: bridge.language.name_of("connection").unwrap_or("Connection"),
-        unique_id: &format!("{}_connection", bridge.identifier),
-        default_entity_id: &format!("{component}.{}_connection", bridge.identifier),
-        state_topic: bridge.availability_topic,
+/// The config of the bridge's one entity, which shows its availability.
+pub fn bridge_config(device: &Device<'_>, availability_topic: &str, language: Language) -> String {
+    let shown = Shown {
+        key: BRIDGE_KEY,
+        name: language.name_of(BRIDGE_KEY).unwrap_or("Connection"),
+        component: Component::BinarySensor,
+        state_topic: availability_topic,
+    };
+    to_json(&Config {
         payload_on: Some("online"),
         payload_off: Some("offline"),
-        availability: None,
-        availability_mode: None,
         device_class: Some("connectivity"),
-        options: None,
-        unit_of_measurement: None,
-        state_class: None,
         entity_category: Some("diagnostic"),
-        suggested_display_precision: None,
-        enabled_by_default: None,
-        icon: None,
-        device: Device {
-            identifiers: [bridge.identifier],
-            name: "bms2mqtt",
-            manufacturer: "bms2mqtt",
-            model: "Bridge",
-            sw_version: Some(ORIGIN.sw_version),
-            via_device: None,
-        },
-        origin: ORIGIN,
-    };
-    to_json(&config)
+        ..shown.config(device, &shown.unique_id(device), &shown.entity_id(device))
+    })
 }
 
-/// Where the config of an entity stands, below the discovery prefix.
-pub fn entity_config_topic(pack_id: &str, entity: &Entity, number: Option<usize>) -> String {
-    let key = Entity::numbered(entity.key, number);
-    config_topic(entity.component.as_str(), &device_id(pack_id), &key)
+/// What every config says.
+struct Shown<'a> {
+    key: &'a str,
+    name: &'a str,
+    component: Component,
+    state_topic: &'a str,
+}
+
+impl Shown<'_> {
+    fn unique_id(&self, device: &Device<'_>) -> String {
+        format!("{}_{}", device.id, self.key)
+    }
+
+    fn entity_id(&self, device: &Device<'_>) -> String {
+        format!("{}.{}_{}", self.component.as_str(), device.slug, self.key)
+    }
+
+    fn config<'a>(&'a self, device: &Device<'a>, unique_id: &'a str, entity_id: &'a str) -> Config<'a> {
+        Config {
+            name: self.name,
+            unique_id,
+            default_entity_id: entity_id,
+            state_topic: self.state_topic,
+            payload_on: None,
+            payload_off: None,
+            availability: &[],
+            availability_mode: None,
+            device_class: None,
+            options: None,
+            unit_of_measurement: None,
+            state_class: None,
+            entity_category: None,
+            suggested_display_precision: None,
+            enabled_by_default: None,
+            icon: None,
+            device: DeviceInfo {
+                identifiers: [device.id],
+                name: device.name,
+                manufacturer: device.maker,
+                model: device.model,
+                sw_version: device.version,
+                via_device: device.via,
+            },
+            origin: ORIGIN,
+        }
+    }
+}
+
+/// Where the config of a device's entity stands, below the discovery prefix.
+pub fn entity_config_topic(device_id: &str, entity: &Entity, number: Option<usize>) -> String {
+    config_topic(entity.component, device_id, &Entity::numbered(entity.key, number))
 }
 
 /// Where the bridge's own config stands, below the discovery prefix.
-pub fn bridge_config_topic(identifier: &str) -> String {
-    config_topic(Component::BinarySensor.as_str(), identifier, "connection")
+pub fn bridge_config_topic(device_id: &str) -> String {
+    config_topic(Component::BinarySensor, device_id, BRIDGE_KEY)
 }
 
-fn device_id(pack_id: &str) -> String {
-    format!("{ID_PREFIX}{pack_id}")
-}
-
-fn config_topic(component: &str, node: &str, key: &str) -> String {
-    format!("{component}/{node}/{key}/config")
+fn config_topic(component: Component, node: &str, key: &str) -> String {
+    format!("{}/{node}/{key}/config", component.as_str())
 }
 
 fn to_json(config: &Config<'_>) -> String {
     // Strings, numbers and flags cannot fail to serialize.
     serde_json::to_string(config).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::catalogue::CATALOGUE;
+
+    const HOUSE: Device<'_> = Device {
+        id: "bms2mqtt_house",
+        slug: "house",
+        name: "House battery",
+        maker: "JBD",
+        model: "JBD-SP10S009",
+        version: Some("3.2"),
+        via: Some("bms2mqtt_bridge"),
+        availability_topics: &["bms2mqtt/bridge/availability", "bms2mqtt/house/availability"],
+    };
+
+    fn entity(key: &str) -> &'static Entity {
+        CATALOGUE.iter().find(|entity| entity.key == key).unwrap()
+    }
+
+    fn config(key: &str, number: Option<usize>) -> Value {
+        let text = entity_config(&HOUSE, entity(key), number, "bms2mqtt/house/x", Language::English);
+        serde_json::from_str(&text).unwrap()
+    }
+
+    #[test]
+    fn an_entity_says_all_that_home_assistant_wants() {
+        assert_eq!(
+            config("cell_{n}_voltage", Some(3)),
+            json!({
+                "name": "Cell 3 voltage",
+                "unique_id": "bms2mqtt_house_cell_3_voltage",
+                "default_entity_id": "sensor.house_cell_3_voltage",
+                "state_topic": "bms2mqtt/house/x",
+                "availability": [
+                    {"topic": "bms2mqtt/bridge/availability"},
+                    {"topic": "bms2mqtt/house/availability"}
+                ],
+                "availability_mode": "all",
+                "device_class": "voltage",
+                "entity_category": "diagnostic",
+                "unit_of_measurement": "V",
+                "state_class": "measurement",
+                "suggested_display_precision": 3,
+                "device": {
+                    "identifiers": ["bms2mqtt_house"],
+                    "name": "House battery",
+                    "manufacturer": "JBD",
+                    "model": "JBD-SP10S009",
+                    "sw_version": "3.2",
+                    "via_device": "bms2mqtt_bridge"
+                },
+                "origin": {
+                    "name": "bms2mqtt",
+                    "sw_version": env!("CARGO_PKG_VERSION"),
+                    "support_url": env!("CARGO_PKG_REPOSITORY")
+                }
+            })
+        );
+    }
+
+    #[test]
+    fn the_connection_is_available_while_the_bridge_is() {
+        let availability = json!([{"topic": "bms2mqtt/bridge/availability"}]);
+        assert_eq!(config("connection", None)["availability"], availability);
+    }
+
+    #[test]
+    fn every_entity_has_its_own_id_and_topic() {
+        let ids = CATALOGUE.iter().map(|entity| config(entity.key, Some(1))["unique_id"].clone());
+        let mut ids: Vec<String> = ids.map(|id| id.to_string()).collect();
+        ids.sort();
+        ids.dedup();
+        assert_eq!(ids.len(), CATALOGUE.len());
+        let topic = entity_config_topic(HOUSE.id, entity("cell_{n}_balancing"), Some(2));
+        assert_eq!(topic, "binary_sensor/bms2mqtt_house/cell_2_balancing/config");
+    }
+
+    #[test]
+    fn the_bridge_shows_its_own_availability_and_hangs_on_nothing() {
+        let bridge = Device { id: "bms2mqtt_bridge", slug: "bms2mqtt_bridge", via: None, ..HOUSE };
+        let text = bridge_config(&bridge, "bms2mqtt/bridge/availability", Language::English);
+        let config: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(config["unique_id"], "bms2mqtt_bridge_connection");
+        assert_eq!(config["default_entity_id"], "binary_sensor.bms2mqtt_bridge_connection");
+        assert_eq!(config["state_topic"], "bms2mqtt/bridge/availability");
+        assert!(config.get("availability").is_none() && config["device"].get("via_device").is_none());
+        assert_eq!(bridge_config_topic(bridge.id), "binary_sensor/bms2mqtt_bridge/connection/config");
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::catalogue::{CATALOGUE, Entity};
+use crate::catalogue::{CATALOGUE, Entity};
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Language {

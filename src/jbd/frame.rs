@@ -198,22 +198,10 @@ fn checksum(bytes: &[u8]) -> u16 {
     bytes.iter().fold(0, |sum: u16, &byte| sum.wrapping_add(byte.into())).wrapping_neg()
 }
 
-/// Bytes as people write them: `DD A5 03 00 FF FD 77`.
-pub struct Hex<'a>(pub &'a [u8]);
-
-impl fmt::Display for Hex<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (place, byte) in self.0.iter().enumerate() {
-            let space = if place == 0 { "" } else { " " };
-            write!(f, "{space}{byte:02X}")?;
-        }
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::hex::Hex;
 
     /// The contract's answer to 0x04: eight cells.
     const CELLS: [u8; 23] = [

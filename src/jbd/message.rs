@@ -6,8 +6,6 @@ use std::fmt;
 
 use smallvec::SmallVec;
 
-use crate::pack::reading::Counters;
-
 /// Registers that every board lets anybody read.
 pub mod register {
     pub const BASIC_INFO: u8 = 0x03;
@@ -202,48 +200,28 @@ impl Name {
     }
 }
 
-/// Register 0xAA, in the order of the wire.
-impl Counters {
+/// Register 0xAA: how often each protection has tripped since the counters were cleared.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ErrorCounters {
+    /// Offsets 0 to 20, in the order of the wire.
+    pub trips: [u16; 11],
+    /// Offset 22; newer boards only.
+    pub system_restarts: Option<u16>,
+}
+
+impl ErrorCounters {
     /// # Errors
     /// When the data is not 11 or 12 words.
-    pub fn decode(data: &[u8]) -> Result<Counters, Malformed> {
+    pub fn decode(data: &[u8]) -> Result<ErrorCounters, Malformed> {
         if !matches!(data.len(), 22 | 24) {
             return Err(Malformed { register: register::COUNTERS, expected: "22 or 24", found: data.len() });
         }
-        Ok(Counters {
-            short_circuit: word(data, 0),
-            charge_overcurrent: word(data, 2),
-            discharge_overcurrent: word(data, 4),
-            cell_overvoltage: word(data, 6),
-            cell_undervoltage: word(data, 8),
-            charge_overtemperature: word(data, 10),
-            charge_undertemperature: word(data, 12),
-            discharge_overtemperature: word(data, 14),
-            discharge_undertemperature: word(data, 16),
-            pack_overvoltage: word(data, 18),
-            pack_undervoltage: word(data, 20),
-            system_restarts: (data.len() == 24).then(|| word(data, 22)),
-        })
+        let trips = std::array::from_fn(|index| word(data, 2 * index));
+        Ok(ErrorCounters { trips, system_restarts: (data.len() == 24).then(|| word(data, 22)) })
     }
 
     pub fn encode(&self) -> Vec<u8> {
-        [
-            self.short_circuit,
-            self.charge_overcurrent,
-            self.discharge_overcurrent,
-            self.cell_overvoltage,
-            self.cell_undervoltage,
-            self.charge_overtemperature,
-            self.charge_undertemperature,
-            self.discharge_overtemperature,
-            self.discharge_undertemperature,
-            self.pack_overvoltage,
-            self.pack_undervoltage,
-        ]
-        .into_iter()
-        .chain(self.system_restarts)
-        .flat_map(u16::to_be_bytes)
-        .collect()
+        self.trips.into_iter().chain(self.system_restarts).flat_map(u16::to_be_bytes).collect()
     }
 }
 
@@ -320,13 +298,13 @@ mod tests {
     #[test]
     fn counters_have_eleven_words_or_twelve() {
         let words: Vec<u8> = (1..=12_u16).flat_map(u16::to_be_bytes).collect();
-        let new = Counters::decode(&words).unwrap();
-        assert_eq!((new.short_circuit, new.system_restarts), (1, Some(12)));
+        let new = ErrorCounters::decode(&words).unwrap();
+        assert_eq!((new.trips[0], new.system_restarts), (1, Some(12)));
         assert_eq!(new.encode(), words);
-        let old = Counters::decode(&words[..22]).unwrap();
-        assert_eq!((old.pack_undervoltage, old.system_restarts), (11, None));
+        let old = ErrorCounters::decode(&words[..22]).unwrap();
+        assert_eq!((old.trips[10], old.system_restarts), (11, None));
         assert_eq!(old.encode(), words[..22]);
-        assert!(Counters::decode(&words[..23]).is_err());
+        assert!(ErrorCounters::decode(&words[..23]).is_err());
     }
 
     #[test]

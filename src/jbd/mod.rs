@@ -5,4 +5,6 @@ pub mod frame;
 pub mod message;
 pub mod reading;
 pub mod simulator;
-pub mod trace;
+
+/// Who makes boards that speak it.
+pub const MAKER: &str = "JBD";

@@ -1,9 +1,9 @@
 //! What a board's messages mean in physical units. Pure; the one place between wire integers and numbers.
 
-use super::message::{BasicInfo, CellVoltages};
+use super::message::{BasicInfo, CellVoltages, ErrorCounters};
 use crate::pack::decimal::Decimal;
-use crate::pack::protection::Protections;
-use crate::pack::reading::{Date, Reading, SoftwareVersion, Totals};
+use crate::pack::protection::{Protection, Protections};
+use crate::pack::reading::{Counters, Date, Reading, SoftwareVersion, Totals};
 
 /// 0 °C in steps of 0.1 K, as JBD counts it.
 const ZERO_CELSIUS: i64 = 2731;
@@ -37,7 +37,7 @@ fn totals(info: &BasicInfo) -> Totals {
         charge_mosfet: info.mosfets & 1 != 0,
         discharge_mosfet: info.mosfets & 2 != 0,
         mosfet_status: info.mosfets,
-        protections: Protections::from_bits(info.protections),
+        protections: protections(info.protections),
         balancing: info.balancing,
         cell_count: info.cell_count,
         software_version: SoftwareVersion {
@@ -45,6 +45,61 @@ fn totals(info: &BasicInfo) -> Totals {
             minor: info.software_version & 0x0F,
         },
         production_date: production_date(info.production_date),
+    }
+}
+
+/// By the bits of the protection word (register 0x03, offset 16), bit 0 first; bit 15 is reserved and ignored.
+const PROTECTIONS: [Protection; 15] = [
+    Protection::CellOvervoltage,
+    Protection::CellUndervoltage,
+    Protection::PackOvervoltage,
+    Protection::PackUndervoltage,
+    Protection::ChargeOvertemperature,
+    Protection::ChargeUndertemperature,
+    Protection::DischargeOvertemperature,
+    Protection::DischargeUndertemperature,
+    Protection::ChargeOvercurrent,
+    Protection::DischargeOvercurrent,
+    Protection::ShortCircuit,
+    Protection::FrontEndError,
+    Protection::MosfetSoftwareLock,
+    Protection::ChargeMosfetBreakdown,
+    Protection::DischargeMosfetBreakdown,
+];
+
+fn protections(word: u16) -> Protections {
+    let active = PROTECTIONS.into_iter().enumerate().filter(|(bit, _)| word & (1 << bit) != 0);
+    active.map(|(_, protection)| protection).collect()
+}
+
+/// Register 0xAA's words by what they count ("common protocol V11").
+pub fn counters(counted: &ErrorCounters) -> Counters {
+    let [
+        short_circuit,
+        charge_overcurrent,
+        discharge_overcurrent,
+        cell_overvoltage,
+        cell_undervoltage,
+        charge_overtemperature,
+        charge_undertemperature,
+        discharge_overtemperature,
+        discharge_undertemperature,
+        pack_overvoltage,
+        pack_undervoltage,
+    ] = counted.trips;
+    Counters {
+        short_circuit,
+        charge_overcurrent,
+        discharge_overcurrent,
+        cell_overvoltage,
+        cell_undervoltage,
+        charge_overtemperature,
+        charge_undertemperature,
+        discharge_overtemperature,
+        discharge_undertemperature,
+        pack_overvoltage,
+        pack_undervoltage,
+        system_restarts: counted.system_restarts,
     }
 }
 
@@ -80,6 +135,17 @@ mod tests {
         assert_eq!(fine.nominal_capacity.to_string(), "60.00");
         assert_eq!(coarse.nominal_capacity.to_string(), "600.00");
         assert_eq!(coarse.remaining_capacity.to_string(), "500.00");
+    }
+
+    #[test]
+    fn each_bit_of_the_protection_word_is_one_protection_and_bit_15_none() {
+        let keys = |word: u16| protections(word).to_string();
+        assert_eq!(keys(1 << 0), "cell_overvoltage");
+        assert_eq!(keys(1 << 11), "front_end_error");
+        assert_eq!(keys(1 << 12), "mosfet_software_lock");
+        assert_eq!(keys(1 << 14), "discharge_mosfet_breakdown");
+        assert_eq!(keys(1 << 15), "");
+        assert_eq!(keys(0xFFFF).split(',').count(), 15);
     }
 
     #[test]

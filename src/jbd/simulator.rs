@@ -432,10 +432,11 @@ fn unhex(text: &str) -> Result<Vec<u8>, String> {
 mod tests {
     use tokio::io::duplex;
 
-    use super::super::board::{Board, Error};
     use super::super::message::{BasicInfo, CellVoltages};
     use super::super::reading::reading;
     use super::*;
+    use crate::board::Direct;
+    use crate::link::Timing;
 
     /// The contract's pack.
     const CONTRACT: &str = "\
@@ -471,12 +472,12 @@ mod tests {
     async fn a_captured_pack_is_read_as_what_was_captured() {
         let mut pack = captured(CONTRACT);
         let (host, line) = duplex(64);
-        let mut board = Board::new(host);
+        let mut board = Direct::new(host, Timing::SERIAL);
         let polled = async {
             let first = board.poll().await;
             // A single answer is repeated.
             assert_eq!(board.poll().await.unwrap(), *first.as_ref().unwrap());
-            assert_eq!(board.name().await.unwrap(), None);
+            assert_eq!(board.identity().await.unwrap().model, None);
             drop(board);
             first
         };
@@ -500,14 +501,14 @@ mod tests {
         .unwrap();
         let (host, line) = duplex(64);
         let polled = async {
-            let mut board = Board::new(host);
+            let mut board = Direct::new(host, Timing::SERIAL);
             let before = board.poll().await.unwrap();
             tokio::time::sleep(Duration::from_secs(60)).await;
             let after = board.poll().await.unwrap();
             assert_eq!((before.cells.len(), after.cells.len()), (16, 16));
             let charge = |reading: crate::pack::reading::Reading| reading.totals.unwrap().state_of_charge;
             assert!(charge(after) > charge(before) + 20, "an hour at 0.3 C");
-            assert_eq!(board.name().await.unwrap().unwrap(), "JBD-SP16S001-VIRTUAL");
+            assert_eq!(board.identity().await.unwrap().model.unwrap(), "JBD-SP16S001-VIRTUAL");
             assert_eq!(board.counters().await.unwrap().unwrap().charge_overcurrent, 1);
         };
         let (_, served) = tokio::join!(polled, serve(line, &mut pack, Pace::Unpaced));
@@ -585,7 +586,7 @@ mod tests {
         let (host, line) = duplex(4096);
         let asked = async {
             let start = Instant::now();
-            Board::new(host).poll().await.unwrap();
+            Direct::new(host, Timing::SERIAL).poll().await.unwrap();
             start.elapsed()
         };
         let (elapsed, _) = tokio::join!(asked, serve(line, &mut pack, Pace::Wire { baud: 9600 }));
@@ -610,7 +611,7 @@ mod tests {
             for _ in 0..3 {
                 let port = tokio_serial::new(link.to_str().unwrap(), 9600);
                 // Exclusively, which is how programs open ports.
-                let mut board = Board::new(SerialStream::open(&port).unwrap());
+                let mut board = Direct::new(SerialStream::open(&port).unwrap(), Timing::SERIAL);
                 assert_eq!(board.poll().await.unwrap().cells.len(), 8);
                 assert!(SerialStream::open(&port).is_err(), "a port has one user");
             }
@@ -628,9 +629,9 @@ mod tests {
     async fn a_terminal_that_goes_hangs_up() {
         let (terminal, line) = terminal(None).unwrap();
         let port = tokio_serial::new(terminal.path().to_str().unwrap(), 9600);
-        let mut board = Board::new(SerialStream::open(&port).unwrap());
+        let mut board = Direct::new(SerialStream::open(&port).unwrap(), Timing::SERIAL);
         drop((terminal, line));
-        assert!(matches!(board.poll().await, Err(Error::Line(_))));
+        assert!(board.poll().await.unwrap_err().broke_the_link());
     }
 
     #[tokio::test]

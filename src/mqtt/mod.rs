@@ -3,6 +3,7 @@
 pub mod access;
 pub mod broker;
 pub mod endpoint;
+pub mod mirror;
+pub mod names;
 pub mod session;
 pub mod supervisor;
-pub mod topics;

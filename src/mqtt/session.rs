@@ -4,24 +4,30 @@
 //! Two tasks: one polls the event loop and never waits for anything else, one decides what to send and may wait for a
 //! slow broker. Each connection has a client of its own, so nothing of a dead session hangs the next.
 
+use std::borrow::Cow;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rumqttc::{
     AsyncClient, ClientError, ConnectionError, Event, EventLoop, LastWill, Outgoing, Packet, Publish, QoS,
     SubscribeFilter,
 };
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
 use super::access::Access;
-use super::topics::{Message, Names, OFFLINE, ONLINE, PackName, Sent};
+use super::mirror::{Message, Mirror};
+use super::names::{Names, OFFLINE, ONLINE, PackName};
 use crate::blocking;
-use crate::health::Health;
+use crate::hub::{Hub, States};
+use crate::json_line::json_line;
+use crate::pack::dead_band::{DeadBand, Rules};
 use crate::pack::state::PackState;
+use crate::stop::Stop;
 
 /// How long retained messages of an earlier run may take to arrive after subscribing.
 const READ_BACK: Duration = Duration::from_secs(5);
@@ -45,23 +51,24 @@ pub struct Publisher {
     pub feeds: Vec<Feed>,
     /// Packs of earlier configurations, whose leftovers are removed.
     pub former: Vec<String>,
-    pub health: Health,
+    /// What is held back of the values.
+    pub dead_bands: Rules,
+    pub hub: Arc<Hub>,
 }
 
-/// The states of all packs. Closed when none will come any more: then it is time to say `offline`.
-pub type States = watch::Receiver<Vec<PackState>>;
-
 impl Publisher {
-    /// Publishes until the states are closed.
-    pub async fn run(&self, mut states: States) {
+    /// Publishes until `stop`, and then says `offline`.
+    pub async fn run(&self, mut stop: Stop) {
+        let mut states = self.hub.states();
+        let mut shown = Shown::new(self.dead_bands, self.feeds.len());
         let mut failures = 0;
         let mut last_reason = String::new();
         loop {
-            let reason = match self.session(&mut states, &mut failures).await {
+            let reason = match self.session(&mut states, &mut shown, &mut stop, &mut failures).await {
                 Ok(()) => return,
                 Err(reason) => reason,
             };
-            self.health.broker_lost();
+            self.hub.broker_lost();
             let pause = RETRY[RETRY.len().min(failures + 1) - 1];
             failures += 1;
             if reason == last_reason && failures > 1 {
@@ -70,19 +77,21 @@ impl Publisher {
                 warn!("{reason}; trying again until it works");
                 last_reason = reason;
             }
-            let over = Instant::now() + pause;
-            while tokio::select! {
-                changed = states.changed() => changed.is_ok(),
-                () = sleep_until(over) => false,
-            } {}
-            if states.has_changed().is_err() {
-                return;
+            tokio::select! {
+                () = sleep(pause) => {}
+                () = stop.wanted() => return,
             }
         }
     }
 
-    /// One connection: `Ok` when the states were closed, else why it ended. Sets `failures` to 0 once connected.
-    async fn session(&self, states: &mut States, failures: &mut usize) -> Result<(), String> {
+    /// One connection: `Ok` when it was stopped, else why it ended. Sets `failures` to 0 once connected.
+    async fn session(
+        &self,
+        states: &mut States,
+        shown: &mut Shown,
+        stop: &mut Stop,
+        failures: &mut usize,
+    ) -> Result<(), String> {
         let will = LastWill::new(self.names.bridge_availability(), OFFLINE, QoS::AtLeastOnce, true);
         let Access { client_id, keep_alive, .. } = &self.access;
         let endpoint = self.access.endpoint().await?;
@@ -94,28 +103,26 @@ impl Publisher {
         loop {
             tokio::select! {
                 event = events.recv() => match event {
-                    Some(Happened::Connected) => break,
-                    Some(Happened::Ended(error)) => return Err(at(endpoint.explain(&error))),
+                    Some(BrokerEvent::Connected) => break,
+                    Some(BrokerEvent::Ended(error)) => return Err(at(endpoint.explain(&error))),
                     Some(_) => {}
                     None => return Err(ended()),
                 },
-                changed = states.changed() => if changed.is_err() {
-                    return Ok(());
-                },
+                () = stop.wanted() => return Ok(()),
             }
         }
         *failures = 0;
-        self.health.broker_connected();
+        self.hub.broker_connected();
         info!("connected to {endpoint}");
-        let mut session = Session::new(&client, self);
-        let outcome = session.run(&mut events, states).await;
+        let mut session = Session::new(&client, self, shown);
+        let outcome = session.run(&mut events, states, stop).await;
         match outcome {
             Ok(()) => {
                 // What was queued before goes out before the DISCONNECT, after which the broker forgets the will and
                 // closes. Closing first, with an acknowledgement unread, would be a reset: the broker may then not
                 // read what was still on its way. If the event loop has ended, the will says it.
                 if client.disconnect().await.is_ok() {
-                    while !matches!(events.recv().await, None | Some(Happened::Ended(_))) {}
+                    while !matches!(events.recv().await, None | Some(BrokerEvent::Ended(_))) {}
                 }
                 Ok(())
             }
@@ -158,7 +165,7 @@ pub async fn publish(access: &Access, messages: &[(String, String)]) -> Result<(
 }
 
 /// What the publisher needs to know of the event loop.
-enum Happened {
+enum BrokerEvent {
     Connected,
     /// A subscription of ours was acknowledged.
     Subscribed,
@@ -194,29 +201,29 @@ impl From<Publish> for Received {
 
 /// Polls the event loop and waits for nothing else: the channel is unbounded because what comes in is only what is
 /// subscribed, and waiting here would stop the very loop that lets the other task go on.
-async fn pump(mut event_loop: EventLoop, happened: mpsc::UnboundedSender<Happened>) {
+async fn pump(mut event_loop: EventLoop, happened: mpsc::UnboundedSender<BrokerEvent>) {
     let (host, port) = event_loop.mqtt_options.broker_address();
     // tokio looks names up on a thread, and panics where there is none.
     let is_name = format!("{host}:{port}").parse::<SocketAddr>().is_err();
     if let Some(Err(reason)) = is_name.then(blocking::can_start) {
         let error = ConnectionError::Io(io::Error::other(reason));
         // Who no longer listens needs no reason.
-        let _ = happened.send(Happened::Ended(Box::new(error)));
+        let _ = happened.send(BrokerEvent::Ended(Box::new(error)));
         return;
     }
     loop {
         let what = match event_loop.poll().await {
-            Ok(Event::Incoming(Packet::ConnAck(_))) => Happened::Connected,
-            Ok(Event::Incoming(Packet::SubAck(_))) => Happened::Subscribed,
+            Ok(Event::Incoming(Packet::ConnAck(_))) => BrokerEvent::Connected,
+            Ok(Event::Incoming(Packet::SubAck(_))) => BrokerEvent::Subscribed,
             Ok(Event::Incoming(Packet::Publish(publish))) => match Received::from(publish) {
                 // Our own words that come back. Of what is said now, only a birth and a wiped topic concern us.
                 Received { retained: false, payload: Payload::Else, .. } => continue,
-                received => Happened::Received(received),
+                received => BrokerEvent::Received(received),
             },
             Ok(_) => continue,
-            Err(error) => Happened::Ended(Box::new(error)),
+            Err(error) => BrokerEvent::Ended(Box::new(error)),
         };
-        let ended = matches!(what, Happened::Ended(_));
+        let ended = matches!(what, BrokerEvent::Ended(_));
         if happened.send(what).is_err() || ended {
             return;
         }
@@ -238,9 +245,10 @@ struct Session<'a> {
     feeds: &'a [Feed],
     former: &'a [String],
     birth_topic: &'a str,
-    sent: Sent,
+    mirror: Mirror,
+    shown: &'a mut Shown,
     /// The poll whose line was published last, for each feed.
-    lines: Vec<Option<u64>>,
+    lines: Vec<u64>,
     /// Subscribed to only while retained messages of an earlier run come in.
     read_back: Vec<String>,
     /// Subscriptions that were acknowledged.
@@ -251,37 +259,39 @@ struct Session<'a> {
 type Lost = Option<Box<ConnectionError>>;
 
 impl<'a> Session<'a> {
-    fn new(client: &'a AsyncClient, publisher: &'a Publisher) -> Session<'a> {
+    fn new(client: &'a AsyncClient, publisher: &'a Publisher, shown: &'a mut Shown) -> Session<'a> {
         Session {
             client,
             names: &publisher.names,
             feeds: &publisher.feeds,
             former: &publisher.former,
             birth_topic: &publisher.access.birth_topic,
-            sent: Sent::new(
+            mirror: Mirror::new(
                 publisher.names.clone(),
                 publisher.feeds.iter().map(|feed| feed.name.clone()).collect(),
             ),
-            lines: vec![None; publisher.feeds.len()],
+            shown,
+            lines: vec![0; publisher.feeds.len()],
             read_back: Vec::new(),
             subscribed: 0,
         }
     }
 
-    /// Runs until the states are closed and everything is said, or the connection is lost.
+    /// Runs until it is stopped and everything is said, or the connection is lost.
     async fn run(
         &mut self,
-        events: &mut mpsc::UnboundedReceiver<Happened>,
+        events: &mut mpsc::UnboundedReceiver<BrokerEvent>,
         states: &mut States,
+        stop: &mut Stop,
     ) -> Result<(), Lost> {
-        let outcome = self.run_until_closed(events, states).await;
+        let outcome = self.run_until_stopped(events, states, stop).await;
         match outcome {
             Ok(()) => Ok(()),
             Err(Failed::Lost(lost)) => Err(lost),
             // The event loop ended while something was handed to it: it has said why.
             Err(Failed::Client) => loop {
                 match events.recv().await {
-                    Some(Happened::Ended(error)) => return Err(Some(error)),
+                    Some(BrokerEvent::Ended(error)) => return Err(Some(error)),
                     Some(_) => {}
                     None => return Err(None),
                 }
@@ -289,10 +299,11 @@ impl<'a> Session<'a> {
         }
     }
 
-    async fn run_until_closed(
+    async fn run_until_stopped(
         &mut self,
-        events: &mut mpsc::UnboundedReceiver<Happened>,
+        events: &mut mpsc::UnboundedReceiver<BrokerEvent>,
         states: &mut States,
+        stop: &mut Stop,
     ) -> Result<(), Failed> {
         let mut filters: Vec<String> = self.names.own_filters().into();
         for pack in self.feeds.iter().map(|feed| &feed.name.id).chain(self.former) {
@@ -308,26 +319,29 @@ impl<'a> Session<'a> {
         let read_back_over = Instant::now() + READ_BACK;
         let mut changed = true;
         loop {
-            let closed = states.has_changed().is_err();
+            let stopping = stop.is_wanted();
             // What an earlier run has left is known first, so that it goes before anything new comes: a renamed pack's
             // entities would find their ids taken.
-            if (changed && self.subscribed >= 2) || closed {
-                self.send_changes(states, closed).await?;
+            if (changed && self.subscribed >= 2) || stopping {
+                self.send_changes(states, stopping).await?;
                 changed = false;
             }
-            if closed {
+            if stopping {
                 return Ok(());
             }
+            let due = self.shown.due();
             changed |= tokio::select! {
                 Some(event) = events.recv() => {
-                    let mut changed = self.happened(event).await?;
+                    let mut changed = self.handle(event).await?;
                     // A burst of retained messages is one occasion to look at what has changed.
                     while let Ok(event) = events.try_recv() {
-                        changed |= self.happened(event).await?;
+                        changed |= self.handle(event).await?;
                     }
                     changed
                 }
                 _ = states.changed() => true,
+                () = stop.wanted() => true,
+                () = sleep_until(due.unwrap_or(read_back_over)), if due.is_some() => true,
                 () = sleep_until(read_back_over), if !self.read_back.is_empty() => {
                     for filter in std::mem::take(&mut self.read_back) {
                         self.client.unsubscribe(filter).await?;
@@ -350,21 +364,21 @@ impl<'a> Session<'a> {
     }
 
     /// Does what happened change what is to be sent?
-    async fn happened(&mut self, event: Happened) -> Result<bool, Failed> {
+    async fn handle(&mut self, event: BrokerEvent) -> Result<bool, Failed> {
         let Received { topic, retained, payload } = match event {
-            Happened::Ended(error) => return Err(Failed::Lost(Some(error))),
-            Happened::Connected => return Ok(false),
-            Happened::Subscribed => {
+            BrokerEvent::Ended(error) => return Err(Failed::Lost(Some(error))),
+            BrokerEvent::Connected => return Ok(false),
+            BrokerEvent::Subscribed => {
                 self.subscribed += 1;
                 return Ok(false);
             }
-            Happened::Received(received) => received,
+            BrokerEvent::Received(received) => received,
         };
         if topic == self.birth_topic {
             let born = matches!(payload, Payload::Online);
             if born {
                 info!("Home Assistant has started: announcing everything again");
-                self.sent.forget_payloads();
+                self.mirror.forget_payloads();
             }
             return Ok(born);
         }
@@ -377,7 +391,7 @@ impl<'a> Session<'a> {
             let wiped = ours && matches!(payload, Payload::Empty) && topic == self.names.availability(pack);
             if wiped {
                 warn!("somebody has removed the topics of pack {pack}: announcing everything again");
-                self.sent.forget_payloads();
+                self.mirror.forget_payloads();
             }
             return Ok(wiped);
         }
@@ -397,17 +411,18 @@ impl<'a> Session<'a> {
             info!("removing what pack {pack} of an earlier configuration has left at the broker");
             self.read_back(filters.into()).await?;
         }
-        self.sent.found(topic);
+        self.mirror.found(topic);
         Ok(true)
     }
 
     async fn send_changes(&mut self, states: &mut States, stopping: bool) -> Result<(), ClientError> {
         let (changes, lines) = {
             let states = states.borrow_and_update();
-            (self.sent.difference(&states, stopping), new_lines(self.feeds, &states, &mut self.lines))
+            let changes = self.mirror.difference(&self.shown.of(&states), stopping);
+            (changes, new_lines(self.feeds, &states, &mut self.lines))
         };
         for change in changes {
-            let Message { topic, payload, confirmed } = self.sent.message(change, &states.borrow());
+            let Message { topic, payload, confirmed } = self.mirror.message(change, &states.borrow());
             let qos = if confirmed { QoS::AtLeastOnce } else { QoS::AtMostOnce };
             self.client.publish(topic, qos, true, payload).await?;
         }
@@ -418,13 +433,45 @@ impl<'a> Session<'a> {
     }
 }
 
+/// What is shown of the packs.
+struct Shown {
+    started: Instant,
+    /// Of each pack; empty where nothing is ever held back.
+    dead_bands: Vec<DeadBand>,
+}
+
+impl Shown {
+    fn new(rules: Rules, packs: usize) -> Shown {
+        let packs = if rules == Rules::default() { 0 } else { packs };
+        Shown { started: Instant::now(), dead_bands: (0..packs).map(|_| DeadBand::new(rules)).collect() }
+    }
+
+    fn of<'s>(&mut self, states: &'s [PackState]) -> Cow<'s, [PackState]> {
+        if self.dead_bands.is_empty() {
+            return states.into();
+        }
+        let now = self.started.elapsed();
+        let mut states = states.to_vec();
+        for (state, dead_band) in states.iter_mut().zip(&mut self.dead_bands) {
+            state.reading = state.reading.take().map(|reading| dead_band.show(reading, now).clone());
+        }
+        states.into()
+    }
+
+    /// When more of what is known may be shown.
+    fn due(&self) -> Option<Instant> {
+        self.dead_bands.iter().filter_map(DeadBand::due).min().map(|due| self.started + due)
+    }
+}
+
 /// The one-line JSON of each poll since the last call: said once and not retained, as `smart_bms` does.
-fn new_lines(feeds: &[Feed], states: &[PackState], last: &mut [Option<u64>]) -> Vec<(String, String)> {
+fn new_lines(feeds: &[Feed], states: &[PackState], last: &mut [u64]) -> Vec<(String, String)> {
     let mut lines = Vec::new();
     for ((feed, state), last) in feeds.iter().zip(states).zip(last) {
-        if let (Some(topic), Some(line)) = (&feed.json_topic, &state.json_line) {
-            if last.replace(line.poll) != Some(line.poll) {
-                lines.push((topic.clone(), line.text.clone()));
+        let poll = state.last_poll;
+        if let Some(topic) = &feed.json_topic {
+            if std::mem::replace(last, poll.number) != poll.number {
+                lines.push((topic.clone(), json_line(state.reading.as_ref().filter(|_| poll.good))));
             }
         }
     }

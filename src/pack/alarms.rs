@@ -45,11 +45,11 @@ impl Alarms {
 mod tests {
     use super::*;
 
-    const OVERVOLTAGE: u16 = 0b01;
-    const UNDERVOLTAGE: u16 = 0b10;
-    const SOFTWARE_LOCK: u16 = 1 << 12;
+    const OVERVOLTAGE: u64 = 0b01;
+    const UNDERVOLTAGE: u64 = 0b10;
+    const SOFTWARE_LOCK: u64 = 1 << 12;
 
-    fn see(alarms: &mut Alarms, bits: u16, time: u32) -> Option<(String, u32)> {
+    fn see(alarms: &mut Alarms, bits: u64, time: u32) -> Option<(String, u32)> {
         alarms.see(Protections::from_bits(bits), time);
         alarms.last().map(|alarm| (alarm.protections.to_string(), alarm.time))
     }

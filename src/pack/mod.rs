@@ -1,7 +1,7 @@
 //! What a battery is, whatever its protocol.
 
 pub mod alarms;
-pub mod damping;
+pub mod dead_band;
 pub mod decimal;
 pub mod energy;
 pub mod forecast;
@@ -9,3 +9,4 @@ pub mod protection;
 pub mod reading;
 pub mod record;
 pub mod state;
+pub mod tracker;

@@ -4,7 +4,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// In the order of the bits 0 to 14 of a JBD board's protection word (register 0x03, offset 16).
+/// Whatever a protocol calls them. The order is that of the bits on the disk (`pack::record`): it never changes, and
+/// new ones come behind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Protection {
@@ -47,14 +48,17 @@ impl Protection {
 }
 
 /// A set of protections. Prints the active ones' keys, comma separated; nothing when there are none.
+///
+/// On the disk it is a number whose bits stand in the order of [`Protection`]. Bits that this version does not know
+/// were saved by a newer one: they are kept, and print as `protection_N`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct Protections(u16);
+pub struct Protections(u64);
 
 impl Protections {
-    /// From a word whose bits stand in the order of [`Protection`]; bit 15 is reserved and ignored.
-    pub const fn from_bits(bits: u16) -> Protections {
-        Protections(bits & 0x7FFF)
+    /// From bits in the order of [`Protection`].
+    pub const fn from_bits(bits: u64) -> Protections {
+        Protections(bits)
     }
 
     pub const fn contains(self, protection: Protection) -> bool {
@@ -79,22 +83,35 @@ impl Protections {
         !self.without_software_lock().is_empty()
     }
 
-    /// The keys of the active ones, in the order of their bits.
+    /// The keys of the active ones that this version knows, in the order of their bits.
     pub fn keys(self) -> impl Iterator<Item = &'static str> {
         Protection::ALL
             .into_iter()
             .filter(move |&(protection, _)| self.contains(protection))
             .map(|(_, key)| key)
     }
+
+    fn unknown(self) -> impl Iterator<Item = u32> {
+        (Protection::ALL.len() as u32..u64::BITS).filter(move |bit| self.0 & (1 << bit) != 0)
+    }
+}
+
+impl FromIterator<Protection> for Protections {
+    fn from_iter<I: IntoIterator<Item = Protection>>(active: I) -> Protections {
+        Protections(active.into_iter().fold(0, |bits, protection| bits | 1 << protection as u8))
+    }
 }
 
 impl fmt::Display for Protections {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (place, key) in self.keys().enumerate() {
-            if place > 0 {
-                f.write_str(",")?;
-            }
-            f.write_str(key)?;
+        let mut comma = "";
+        for key in self.keys() {
+            write!(f, "{comma}{key}")?;
+            comma = ",";
+        }
+        for bit in self.unknown() {
+            write!(f, "{comma}protection_{bit}")?;
+            comma = ",";
         }
         Ok(())
     }
@@ -105,15 +122,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_bit_is_the_protection_at_its_place() {
+    fn each_bit_on_the_disk_is_the_protection_with_that_index() {
         for (bit, (protection, key)) in Protection::ALL.into_iter().enumerate() {
             assert_eq!(protection as usize, bit);
             let set = Protections::from_bits(1 << bit);
+            assert_eq!(Protections::from_iter([protection]), set);
             assert!(set.contains(protection));
             assert_eq!(set.to_string(), key);
             assert_eq!(set.is_problem(), protection != Protection::MosfetSoftwareLock);
         }
-        assert!(Protections::from_bits(0x8000).is_empty());
+    }
+
+    #[test]
+    fn what_a_newer_version_saved_is_kept() {
+        let saved = "2147516417"; // bits 0, 15 and 31
+        let set: Protections = serde_json::from_str(saved).unwrap();
+        assert_eq!(set.to_string(), "cell_overvoltage,protection_15,protection_31");
+        assert_eq!(serde_json::to_string(&set).unwrap(), saved);
+        assert!(set.without(Protections::from_bits(1)).is_problem());
     }
 
     #[test]

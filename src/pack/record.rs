@@ -111,6 +111,17 @@ mod tests {
     }
 
     #[test]
+    fn a_file_of_version_0_1_is_read_as_it_was_meant() {
+        let text = r#"{"charged_100nj":720000000000,"discharged_100nj":360000000000,"alarms":{"active":2,"last":{"protections":2050,"time":1764000000}}}"#;
+        let record = Record::from_json(text).unwrap();
+        assert_eq!(record.energy.energy().charged.to_string(), "0.02");
+        let last = record.alarms.last().unwrap();
+        assert_eq!(last.protections.to_string(), "cell_undervoltage,front_end_error");
+        assert_eq!(last.time, 1_764_000_000);
+        assert!(record.to_json().ends_with(&text[1..]), "{}", record.to_json());
+    }
+
+    #[test]
     fn a_file_from_before_alarms_were_kept_has_none() {
         let record = Record::from_json(r#"{"charged_100nj":1,"discharged_100nj":2}"#).unwrap();
         assert_eq!(record.energy, Totals { charged: 1, discharged: 2 });

@@ -1,4 +1,4 @@
-//! What is known of a pack now: what the poller hands to the publisher.
+//! What is known of a pack now: as it was read, whatever is shown of it.
 
 use std::time::{Duration, SystemTime};
 
@@ -13,10 +13,8 @@ pub struct PackState {
     pub answering: Option<bool>,
     /// `None` until the board has been asked, or has been silent when it was to be asked.
     pub identity: Option<Identity>,
-    /// The last good poll, as it is shown.
+    /// The last good poll.
     pub reading: Option<Reading>,
-    /// The same as it was read, where damping may hold a part of it back.
-    pub undamped: Option<Reading>,
     /// Asked seldom, so mostly older than the reading.
     pub counters: Option<Counters>,
     /// From this reading and those before; `None` as long as the board tells no totals.
@@ -25,8 +23,20 @@ pub struct PackState {
     pub remembered: Option<Remembered>,
     /// How the line does, as of a while ago: see [`LineStatistics`].
     pub line: Option<LineStatistics>,
-    /// The one-line JSON of the last poll, where a topic for it is configured.
-    pub json_line: Option<JsonLine>,
+    /// Another at every poll, and so no news by itself.
+    pub last_poll: LastPoll,
+}
+
+/// The last poll that has ended. Times are since the start of the bridge.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LastPoll {
+    /// Counted from 1; 0 before the first.
+    pub number: u64,
+    pub ended: Duration,
+    /// Did it bring a reading?
+    pub good: bool,
+    /// When the last reading came.
+    pub read: Option<Duration>,
 }
 
 /// What is kept over restarts.
@@ -38,8 +48,10 @@ pub struct Remembered {
 }
 
 /// What a board says of itself once.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Identity {
+    /// Who makes such boards, as the protocol tells.
+    pub maker: &'static str,
     /// The board's own name; `None` where it has none.
     pub model: Option<String>,
 }
@@ -51,23 +63,16 @@ pub struct Identity {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LineStatistics {
     pub polls: u64,
-    /// Questions asked again.
+    /// Requests sent again.
     pub retries: u64,
-    /// Questions, first or again, after which nothing came.
+    /// Requests, first or again, after which nothing came.
     pub timeouts: u64,
-    /// Questions, first or again, after which something came and no right answer among it.
+    /// Requests, first or again, after which something came and no right response among it.
     pub checksum_errors: u64,
     /// How often the link was opened after the first time.
     pub reopened_links: u64,
-    /// Of the last good poll: from its first question to its last answer.
+    /// Of the last good poll: from its first request to its last response.
     pub response_time: Option<Duration>,
     /// When the last good poll was.
     pub last_success: Option<SystemTime>,
-}
-
-/// The line of one poll: `poll` tells two equal lines of two polls apart.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct JsonLine {
-    pub poll: u64,
-    pub text: String,
 }

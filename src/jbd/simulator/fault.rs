@@ -396,10 +396,12 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
     use tokio::time::{sleep, timeout};
 
-    use super::super::super::board::{Board, Error};
-    use super::super::super::frame::{Frame, Hex, Request, frames};
+    use super::super::super::frame::{Frame, Request, frames};
     use super::super::{Pace, Pack, Reply, serve_with};
     use super::*;
+    use crate::board::Direct;
+    use crate::hex::Hex;
+    use crate::link::Timing;
 
     /// Its data is the number of the request that it has taken up.
     #[derive(Default)]
@@ -766,7 +768,7 @@ mod tests {
         let held = Arc::new(AtomicU16::new(0));
         let (host, line) = duplex(4096);
         let polling = async {
-            let mut board = Board::new(host);
+            let mut board = Direct::new(host, Timing::SERIAL);
             let mut polled = Polled { recovered: 1, ..Polled::default() };
             for poll in 1..=310 {
                 if poll == 301 {
@@ -783,7 +785,7 @@ mod tests {
                         );
                         values.extend(reading.cells.iter().map(|cell| number(cell.to_string()) - 3000));
                     }
-                    Err(Error::Line(error)) => panic!("{specs:?}: {error}"),
+                    Err(error) if error.broke_the_link() => panic!("{specs:?}: {error}"),
                     Err(_) => {}
                 }
                 if poll <= 300 {

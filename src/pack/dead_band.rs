@@ -1,5 +1,5 @@
 //! Changes that a user does not want to have sent, because they are small or come too often: for slow brokers, and for
-//! disks that every change wears.
+//! disks that every change wears. What was read stays what was read; this is what is shown of it.
 //!
 //! Measured values are held, and what follows from them (power, minimum, delta …) follows from what is shown, so that
 //! all of it fits together. Flags, protections, the state of charge and counters are never held, and neither is
@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::decimal::Decimal;
 use super::reading::Reading;
 
-/// What can be damped: all values of a kind together.
+/// What can be held back: all values of a kind together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Quantity {
     Voltage,
@@ -31,48 +31,48 @@ impl Quantity {
     ];
 }
 
-/// How a quantity is damped; the default is not at all.
+/// What is held back of a quantity; by default nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Rule {
-    /// A value that differs by less than this from the one shown is not shown; with the decimals of its quantity.
+    /// A value that differs by less than this from the one shown is held back; with the decimals of its quantity.
     pub dead_band: Decimal,
-    /// After a value was shown, no other of its kind is for so long.
+    /// After a value was shown, the next of its kind is held back for so long.
     pub minimum_interval: Duration,
 }
 
-/// The rules, in the order of [`Quantity::ALL`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Damping(pub [Rule; Quantity::ALL.len()]);
+/// In the order of [`Quantity::ALL`].
+pub type Rules = [Rule; Quantity::ALL.len()];
 
-/// What is shown of one pack.
+/// What is shown of one pack, and since when.
 #[derive(Debug)]
-pub struct Shown {
-    damping: Damping,
-    reading: Option<Reading>,
+pub struct DeadBand {
+    rules: Rules,
+    shown: Option<Reading>,
     /// When a quantity was last shown anew.
     renewed: [Duration; Quantity::ALL.len()],
+    /// When a value that is held back now may be shown.
+    due: Option<Duration>,
 }
 
-impl Shown {
-    pub fn new(damping: Damping) -> Shown {
-        Shown { damping, reading: None, renewed: Default::default() }
+impl DeadBand {
+    pub fn new(rules: Rules) -> DeadBand {
+        DeadBand { rules, shown: None, renewed: Default::default(), due: None }
     }
 
-    /// Can what is shown be another than what was read?
-    pub fn may_differ(&self) -> bool {
-        self.damping != Damping::default()
-    }
-
-    /// What is to be shown after this reading. `now` is of any clock that does not go back.
-    pub fn after(&mut self, mut reading: Reading, now: Duration) -> Reading {
-        if !self.may_differ() {
-            return reading;
-        }
-        match self.reading.take().filter(|shown| differs_by_numbers_only(shown, &reading)) {
+    /// What is to be shown of this reading. `now` is of any clock that does not go back; the same reading again shows
+    /// what may be shown by then.
+    pub fn show(&mut self, mut reading: Reading, now: Duration) -> &Reading {
+        self.due = None;
+        match self.shown.take().filter(|shown| differs_by_numbers_only(shown, &reading)) {
             Some(shown) => self.hold(&shown, &mut reading, now),
             None => self.renewed = [now; Quantity::ALL.len()],
         }
-        self.reading.insert(reading).clone()
+        self.shown.insert(reading)
+    }
+
+    /// When the last reading is to be looked at again, because more of it may be shown then.
+    pub const fn due(&self) -> Option<Duration> {
+        self.due
     }
 
     fn hold(&mut self, shown: &Reading, reading: &mut Reading, now: Duration) {
@@ -90,13 +90,20 @@ impl Shown {
     }
 
     fn hold_values(&mut self, quantity: Quantity, shown: &[Decimal], values: &mut [Decimal], now: Duration) {
-        let Rule { dead_band, minimum_interval } = self.damping.0[quantity as usize];
-        let too_early = now.saturating_sub(self.renewed[quantity as usize]) < minimum_interval;
+        let Rule { dead_band, minimum_interval } = self.rules[quantity as usize];
+        let free = self.renewed[quantity as usize] + minimum_interval;
         for (value, shown) in values.iter_mut().zip(shown) {
             let change = (value.digits() - shown.digits()).abs();
-            if too_early || change < dead_band.digits() {
+            if change == 0 {
+                continue;
+            }
+            let is_noise = change < dead_band.digits();
+            if is_noise || now < free {
                 *value = *shown;
-            } else if change > 0 {
+                if !is_noise {
+                    self.due = Some(self.due.map_or(free, |due| due.min(free)));
+                }
+            } else {
                 self.renewed[quantity as usize] = now;
             }
         }
@@ -123,11 +130,11 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    fn damped(quantity: Quantity, dead_band: i64, minimum_interval: Duration) -> Shown {
+    fn held(quantity: Quantity, dead_band: i64, minimum_interval: Duration) -> DeadBand {
         let places = Quantity::ALL[quantity as usize].3;
-        let mut damping = Damping::default();
-        damping.0[quantity as usize] = Rule { dead_band: Decimal::new(dead_band, places), minimum_interval };
-        Shown::new(damping)
+        let mut rules = Rules::default();
+        rules[quantity as usize] = Rule { dead_band: Decimal::new(dead_band, places), minimum_interval };
+        DeadBand::new(rules)
     }
 
     fn reading(current: i64, millivolts: &[i64]) -> Reading {
@@ -153,7 +160,7 @@ mod tests {
 
     #[test]
     fn noise_stays_within_the_band_and_a_drift_does_not() {
-        let mut shown = damped(Quantity::CellVoltage, 3, Duration::ZERO);
+        let mut shown = held(Quantity::CellVoltage, 3, Duration::ZERO);
         for (read, expected) in [
             ([3300, 3310], [3300, 3310]),
             ([3302, 3308], [3300, 3310]), // noise
@@ -161,13 +168,13 @@ mod tests {
             ([3301, 3313], [3303, 3313]),
             ([3300, 3313], [3300, 3313]),
         ] {
-            assert_eq!(cells(&shown.after(reading(0, &read), SECOND)), expected, "{read:?}");
+            assert_eq!(cells(shown.show(reading(0, &read), SECOND)), expected, "{read:?}");
         }
     }
 
     #[test]
     fn after_the_interval_the_newest_value_is_shown() {
-        let mut shown = damped(Quantity::CellVoltage, 0, 10 * SECOND);
+        let mut shown = held(Quantity::CellVoltage, 0, 10 * SECOND);
         for (second, read, expected) in [
             (100, [3300, 3310], [3300, 3310]),
             (105, [3200, 3310], [3300, 3310]),
@@ -178,13 +185,13 @@ mod tests {
             (140, [3000, 3311], [3000, 3311]),
             (141, [3000, 3312], [3000, 3312]),
         ] {
-            assert_eq!(cells(&shown.after(reading(0, &read), second * SECOND)), expected, "second {second}");
+            assert_eq!(cells(shown.show(reading(0, &read), second * SECOND)), expected, "second {second}");
         }
     }
 
     #[test]
     fn with_a_protection_or_a_turn_of_the_current_everything_is_as_it_was_read() {
-        let mut shown = damped(Quantity::CellVoltage, 100, 1000 * SECOND);
+        let mut shown = held(Quantity::CellVoltage, 100, 1000 * SECOND);
         let protected = |millivolts| {
             let mut reading = reading(0, &[millivolts]);
             reading.totals.as_mut().unwrap().protections = Protections::from_bits(1);
@@ -200,31 +207,31 @@ mod tests {
             (reading(-5, &[3641]), 3641),
             (reading(-6, &[3640]), 3641),
         ] {
-            assert_eq!(cells(&shown.after(read.clone(), SECOND)), [expected], "{read:?}");
+            assert_eq!(cells(shown.show(read.clone(), SECOND)), [expected], "{read:?}");
         }
     }
 
     #[test]
     fn what_is_doubtful_or_not_there_any_more_shows_at_once() {
-        let mut shown = damped(Quantity::Temperature, 0, 1000 * SECOND);
+        let mut shown = held(Quantity::Temperature, 0, 1000 * SECOND);
         let warm = |tenths: i64| {
             let totals =
                 Totals { temperatures: [Decimal::new(tenths, 1)].into_iter().collect(), ..Totals::default() };
             Reading { totals: Some(totals), ..Reading::default() }
         };
         for (read, expected) in [(warm(200), warm(200)), (warm(210), warm(200)), (warm(-2731), warm(-2731))] {
-            assert_eq!(shown.after(read, SECOND), expected);
+            assert_eq!(shown.show(read, SECOND), &expected);
         }
-        assert_eq!(shown.after(Reading::default(), SECOND), Reading::default());
+        assert_eq!(shown.show(Reading::default(), SECOND), &Reading::default());
     }
 
     #[test]
-    fn what_is_not_damped_passes() {
-        let mut shown = damped(Quantity::CellVoltage, 100, 1000 * SECOND);
-        shown.after(reading(100, &[3300]), SECOND);
-        let next = shown.after(reading(101, &[3301]), SECOND);
+    fn what_is_not_held_back_passes() {
+        let mut shown = held(Quantity::CellVoltage, 100, 1000 * SECOND);
+        shown.show(reading(100, &[3300]), SECOND);
+        let next = shown.show(reading(101, &[3301]), SECOND);
         assert_eq!(
-            (next.totals.unwrap().current, next.cells[0]),
+            (next.totals.as_ref().unwrap().current, next.cells[0]),
             (Decimal::new(101, 2), Decimal::new(3300, 3))
         );
     }

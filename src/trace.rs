@@ -9,8 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use tracing::debug;
 
-use super::frame::Hex;
-use super::message::register;
+use crate::hex::Hex;
 
 static AS_SMART_BMS: AtomicBool = AtomicBool::new(false);
 
@@ -23,7 +22,7 @@ pub fn speaks_as_smart_bms() -> bool {
     AS_SMART_BMS.load(Ordering::Relaxed)
 }
 
-/// One board's.
+/// One bus's.
 #[derive(Default)]
 pub struct Trace {
     /// What came since the request, as `smart_bms` shows it: in one piece.
@@ -47,9 +46,9 @@ impl Trace {
         self.heard.clear();
         self.frame = None;
         let number = match bytes.get(2) {
-            Some(&register::BASIC_INFO) => 0,
-            Some(&register::CELL_VOLTAGES) => 1,
-            Some(&register::NAME) => 2,
+            Some(0x03) => 0,
+            Some(0x04) => 1,
+            Some(0x05) => 2,
             _ => 3,
         };
         say(&format!("ZAPROS {number}: {}\n", Digits(bytes)));
