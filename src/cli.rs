@@ -32,16 +32,17 @@ pub struct Cli {
 const SHARED: [(&str, &[&str]); 6] = [
     ("check", CONFIGURATION),
     ("health", CONFIGURATION),
-    ("dashboard", &["config", "port", "id", "name", "language", "log_format"]),
-    ("scan", &["port", "baud", "debug", "log_format"]),
-    ("simulate", &["baud", "debug", "log_format"]),
-    ("demo", &["debug", "log_format"]),
+    ("dashboard", &["config", "port", "id", "name", "language", "log", "log_format"]),
+    ("scan", &["port", "baud", "debug", "log", "log_format"]),
+    ("simulate", &["baud", "debug", "log", "log_format"]),
+    ("demo", &["debug", "log", "log_format"]),
 ];
 /// All but `--once`.
 const CONFIGURATION: &[&str] = &[
     "config",
     "port",
     "debug",
+    "log",
     "log_format",
     "state_dir",
     "language",
@@ -157,6 +158,11 @@ pub struct Options {
     /// hex, and each checksum's verdict
     #[arg(short, long, verbatim_doc_comment, global = true)]
     pub debug: bool,
+
+    /// Levels by module, as in info,bms2mqtt::bus=debug
+    /// [environment: BMS2MQTT_LOG]
+    #[arg(long, value_name = "LEVELS", verbatim_doc_comment, global = true)]
+    pub log: Option<String>,
 
     /// Of the log: text or json [default: text]
     #[arg(

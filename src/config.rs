@@ -19,6 +19,7 @@ use tracing::warn;
 use crate::cli::{Options, is_smart_bms};
 use crate::home_assistant::language::Language;
 use crate::link::Address;
+use crate::logging;
 use crate::mqtt::access::{Access, Whereabouts};
 use crate::mqtt::endpoint::{ClientFiles, Endpoint, Login, Password, Tls};
 use crate::mqtt::names::{BRIDGE, Names, PackName};
@@ -156,7 +157,7 @@ impl Config {
         });
         for (name, _) in env::vars_os() {
             let name = name.to_string_lossy();
-            let known = [CONFIG_VARIABLE, SUPERVISOR_VARIABLE].contains(&name.as_ref())
+            let known = [CONFIG_VARIABLE, SUPERVISOR_VARIABLE, logging::VARIABLE].contains(&name.as_ref())
                 || OVERRIDES.iter().any(|(_, known, ..)| *known == name);
             if name.starts_with("BMS2MQTT_") && !known {
                 // Not an error: in a cluster, what is called like a service has such variables from elsewhere.

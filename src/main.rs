@@ -43,7 +43,14 @@ fn start(Cli { command, once, options }: Cli) -> Result<(), Failure> {
         Some(Command::Demo(_)) => LevelFilter::WARN,
         _ => LevelFilter::INFO,
     };
-    logging::start(level, options.log_format);
+    let variable = env::var(logging::VARIABLE).ok().filter(|text| !text.is_empty() && !options.debug);
+    let levels = match (&options.log, &variable) {
+        (Some(text), _) => logging::levels(Some(text), level).map_err(|error| format!("--log: {error}")),
+        (None, text) => {
+            logging::levels(text.as_deref(), level).map_err(|error| format!("{}: {error}", logging::VARIABLE))
+        }
+    };
+    logging::start(levels.map_err(Failure::Usage)?, options.log_format);
     // One thread: a poll is a few dozen bytes, and a Pi has better things to do. What blocks (the disk, a name
     // lookup) goes to a thread that ends with it.
     let runtime = tokio::runtime::Builder::new_current_thread()

@@ -45,7 +45,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("src/cli.rs", &[]),
     ("src/logging.rs", &["cli"]),
     ("src/config/", &["home_assistant", "link", "pack"]),
-    ("src/config.rs", &["cli", "home_assistant", "link", "mqtt", "pack"]),
+    ("src/config.rs", &["cli", "home_assistant", "link", "logging", "mqtt", "pack"]),
     (
         "src/bridge.rs",
         &["config", "control", "health", "hub", "mqtt", "poller", "state_file", "stop", "systemd"],

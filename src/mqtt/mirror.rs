@@ -270,6 +270,7 @@ impl Mirror {
         let identity = state.identity.clone().unwrap_or_default();
         let version = software_version(state).map(|version| version.to_string());
         let (bridge, own) = (self.names.bridge_availability(), self.names.availability(id));
+        let via = self.names.bridge_identifier();
         let device = Device {
             id: &self.names.device_id(id),
             slug: id,
@@ -277,7 +278,7 @@ impl Mirror {
             maker: identity.maker,
             model: identity.model.as_deref().unwrap_or("Smart BMS"),
             version: version.as_deref(),
-            via: Some(&self.names.bridge_identifier()),
+            via: Some(&via),
             availability_topics: &[&bridge, &own],
         };
         let topic = self.topic(Slot::Value(index));
