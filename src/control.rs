@@ -21,7 +21,7 @@ use tokio::time::{sleep, timeout};
 use tracing::{debug, warn};
 
 use crate::health::{self, Expected};
-use crate::hub::{Action, Hub};
+use crate::hub::{Action, Hub, Refusal};
 use crate::json_line::json_line;
 
 /// More clients than these wait until one has ended.
@@ -148,19 +148,21 @@ impl Control {
         let mut polls = JoinSet::new();
         for pack in 0..self.packs.len() {
             let hub = Arc::clone(&self.hub);
-            polls.spawn(async move { hub.command(pack, Action::Poll).await });
+            polls.spawn(async move { (pack, timeout(FRESH_POLL, hub.command(pack, Action::Poll)).await) });
         }
-        // A poll that takes long, or is refused, leaves the last one.
-        let _ = timeout(FRESH_POLL, polls.join_all()).await;
+        let outcomes = polls.join_all().await;
+        let is_silent = |pack| outcomes.contains(&(pack, Ok(Err(Refusal::Offline))));
         let uptime = self.hub.uptime();
         self.hub.look(|states| {
             let mut response = format!("{LINES}\n");
-            for ((state, pack), port) in states.iter().zip(&self.packs).zip(&self.ports) {
+            let packs = states.iter().zip(&self.packs).zip(&self.ports).enumerate();
+            for (index, ((state, pack), port)) in packs {
+                // A poll that takes long, or that had to wait for others, leaves the last one.
                 let fresh = pack.interval * 2 + FRESH_POLL;
                 let is_fresh = state.last_poll.read.is_some_and(|read| uptime.saturating_sub(read) <= fresh);
-                let reading = state.reading.as_ref().filter(|_| state.answering == Some(true) && is_fresh);
+                let holds = state.answering == Some(true) && is_fresh && !is_silent(index);
                 // Writing to a String cannot fail.
-                let _ = writeln!(response, "{port} {}", json_line(reading));
+                let _ = writeln!(response, "{port} {}", json_line(state.reading.as_ref().filter(|_| holds)));
             }
             response
         })

@@ -56,6 +56,10 @@ async fn once_beside_the_bridge_of_a_bms_conf_tells_what_the_board_says_now() {
         answers.change(3, |data| data[1] += 1);
     }
     assert_eq!(answers.polls(), 21, "one poll for each, and nobody beside the bridge");
+    // What was read before is not what the board says now.
+    answers.mute(true);
+    let (code, out, err) = run(&directory, &["-1"]).await;
+    assert_eq!((code, out.trim_end()), (Some(1), STATUS_0), "{err}");
 }
 
 #[tokio::test]

@@ -329,7 +329,8 @@ impl<'a> Session<'a> {
             if stopping {
                 return Ok(());
             }
-            let due = self.shown.due();
+            // Nothing is due to be shown before anything is.
+            let due = self.shown.due().filter(|_| self.subscribed >= 2);
             changed |= tokio::select! {
                 Some(event) = events.recv() => {
                     let mut changed = self.handle(event).await?;

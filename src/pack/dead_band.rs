@@ -190,6 +190,19 @@ mod tests {
     }
 
     #[test]
+    fn what_time_holds_back_is_due_when_the_time_is_over_and_noise_never() {
+        let mut shown = held(Quantity::CellVoltage, 3, 10 * SECOND);
+        assert_eq!(cells(shown.show(reading(0, &[3300]), 100 * SECOND)), [3300]);
+        shown.show(reading(0, &[3302]), 101 * SECOND);
+        assert_eq!(shown.due(), None, "noise");
+        assert_eq!(cells(shown.show(reading(0, &[3310]), 102 * SECOND)), [3300]);
+        assert_eq!(shown.due(), Some(110 * SECOND));
+        // The same reading again, when it is due.
+        assert_eq!(cells(shown.show(reading(0, &[3310]), 110 * SECOND)), [3310]);
+        assert_eq!(shown.due(), None);
+    }
+
+    #[test]
     fn with_a_protection_or_a_turn_of_the_current_everything_is_as_it_was_read() {
         let mut shown = held(Quantity::CellVoltage, 100, 1000 * SECOND);
         let protected = |millivolts| {
