@@ -37,7 +37,7 @@ unknown: a temperature off the scale of thermistors, a time that cannot be foret
 * `implausible_values`: `none`, or the keys of what a right frame says and cannot be.
 * From `polls` on: how the line does. Renewed when something goes wrong, and else every five minutes: a poll without changes publishes nothing.
 
-This table is made from the catalogue, `src/home_assistant/catalogue.rs`, by
+This table is made from the catalogue, `src/catalogue.rs`, by
 
 ```sh
 BMS2MQTT_UPDATE_DOCS=1 cargo test --test docs
