@@ -196,15 +196,19 @@ fn files(roff: &mut Roff) {
 
 /// Every option of all commands that takes a value has a variable, but for the log's format.
 fn environment(command: &Command, roff: &mut Roff) -> Result<(), Box<dyn Error>> {
-    let config = include_str!("../src/config.rs");
+    // The log's is not the configuration's.
+    let read = [include_str!("../src/config.rs"), include_str!("../src/logging.rs")].concat();
     roff.control("SH", ["ENVIRONMENT"]);
     roff.text([roman("Each has the meaning of an option, which wins over it; both win over the file.")]);
     let takes_value = |arg: &&Arg| arg.get_action().takes_values() && arg.is_global_set();
     let options = command.get_arguments().filter(takes_value).filter_map(Arg::get_long);
     for option in options.filter(|option| *option != "log-format") {
         let variable = format!("BMS2MQTT_{}", option.to_uppercase().replace('-', "_"));
-        if !config.contains(&format!("\"{variable}\"")) {
-            return Err(format!("{variable}, for --{option}, is not in src/config.rs").into());
+        if !read.contains(&format!("\"{variable}\"")) {
+            return Err(format!(
+                "{variable}, for --{option}, is neither in src/config.rs nor in src/logging.rs"
+            )
+            .into());
         }
         roff.control("TP", ["32"]);
         roff.text([bold(variable)]);
