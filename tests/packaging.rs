@@ -3,11 +3,10 @@
 mod support;
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use support::scratch;
+use support::{scratch, write_script};
 
 /// Exit code of a command in a folder, and what it said.
 fn run(command: &mut Command, folder: &Path) -> (Option<i32>, String) {
@@ -83,7 +82,7 @@ fn every_file_says_the_same_of_where_the_project_is() {
 fn a_release_has_one_version_everywhere() {
     let version = env!("CARGO_PKG_VERSION");
     let folder = copy("versions");
-    let versions = |tag: &[&str]| run(Command::new("packaging/versions").args(tag), &folder);
+    let versions = |tag: &[&str]| run(Command::new("bash").arg("packaging/versions").args(tag), &folder);
     let edit = |path: &str, from: &str, to: &str| {
         let text = fs::read_to_string(folder.join(path)).unwrap();
         assert!(text.contains(from), "{path}: {from}");
@@ -128,7 +127,8 @@ fn a_release_has_one_version_everywhere() {
         assert_ne!(text, new, "{path}");
         fs::write(folder.join(path), new).unwrap();
     }
-    let (code, said) = run(Command::new("packaging/versions").arg(format!("v{version}-rc.1")), &folder);
+    let mut versions = Command::new("bash");
+    let (code, said) = run(versions.arg("packaging/versions").arg(format!("v{version}-rc.1")), &folder);
     assert_eq!(code, Some(0), "{said}");
     assert!(said.contains("prerelease=true\n"), "{said}");
 }
@@ -138,14 +138,10 @@ fn nothing_is_installed_on_somebodys_own_machine() {
     let folder = scratch("install");
     // Whoever calls it is found out.
     for program in ["apt-get", "sudo"] {
-        let path = folder.join(program);
-        fs::write(&path, "#!/bin/sh\necho CALLED \"$0\" \"$@\"\n").unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        write_script(&folder.join(program), "#!/bin/sh\necho CALLED \"$0\" \"$@\"\n");
     }
     // Debian is asked what there is; here that is nothing.
-    let dpkg = folder.join("dpkg-query");
-    fs::write(&dpkg, "#!/bin/sh\nexit 1\n").unwrap();
-    fs::set_permissions(&dpkg, fs::Permissions::from_mode(0o755)).unwrap();
+    write_script(&folder.join("dpkg-query"), "#!/bin/sh\nexit 1\n");
     let path = format!("{}:{}", folder.display(), std::env::var("PATH").unwrap());
     let install = |ci: Option<&str>| {
         let mut bash = Command::new("bash");
@@ -213,9 +209,7 @@ fn an_armv6_machine_is_told_by_the_package() {
     let folder = scratch("preinst");
     let script = fs::canonicalize("packaging/debian/preinst").unwrap();
     let install = |machine: &str| {
-        let uname = folder.join("uname");
-        fs::write(&uname, format!("#!/bin/sh\necho {machine}\n")).unwrap();
-        fs::set_permissions(&uname, fs::Permissions::from_mode(0o755)).unwrap();
+        write_script(&folder.join("uname"), &format!("#!/bin/sh\necho {machine}\n"));
         let path = format!("{}:{}", folder.display(), std::env::var("PATH").unwrap());
         run(Command::new("sh").arg(&script).arg("install").env("PATH", path), &folder)
     };

@@ -4,12 +4,14 @@
 mod support;
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use bms2mqtt::jbd::simulator::Pace;
-use support::{Answers, Board, Broker, HOUSE, HOUSE_LINE, Listener, Program, eventually, scratch};
+use support::{
+    Answers, Board, Broker, HOUSE, HOUSE_LINE, Listener, Program, eventually, scratch, write_script,
+};
 
 /// A folder with the link in it, as the scripts of its users expect it.
 fn folder(name: &str, conf: &[u8]) -> PathBuf {
@@ -59,11 +61,8 @@ async fn a_script_that_asks_once_and_sends_the_line_itself_goes_on_as_it_is() {
     // As they stand in cron: into the script's folder, ask, take the line, send it on.
     let script = "#!/bin/sh\ncd \"$(dirname \"$0\")\" || exit\nBMS=$(./smart_bms -1)\n\
                   case $BMS in\n*'\"BMS_status\":1'*) ./send \"$BMS\" ;;\nesac\n";
-    fs::write(folder.join("bms.sh"), script).unwrap();
-    fs::write(folder.join("send"), "#!/bin/sh\nprintf '%s' \"$1\" > sent\n").unwrap();
-    for file in ["bms.sh", "send"] {
-        fs::set_permissions(folder.join(file), fs::Permissions::from_mode(0o755)).unwrap();
-    }
+    write_script(&folder.join("bms.sh"), script);
+    write_script(&folder.join("send"), "#!/bin/sh\nprintf '%s' \"$1\" > sent\n");
     let script = || command(Path::new("/"), folder.join("bms.sh").to_str().unwrap());
     assert_eq!(run(script()).await, (0, String::new(), String::new()));
     let sent = fs::read_to_string(folder.join("sent")).unwrap();

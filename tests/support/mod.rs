@@ -93,6 +93,16 @@ impl OwnPort {
     }
 }
 
+/// Writes a script that is to be run, by a process of its own: were it open here for a moment, a child
+/// of another test could hold it open, and nobody could run it meanwhile ("Text file busy").
+pub fn write_script(path: &Path, text: &str) {
+    let mut install = Command::new("install");
+    install.args(["-m", "755", "/dev/stdin"]).arg(path).stdin(Stdio::piped());
+    let mut install = install.spawn().unwrap();
+    install.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+    assert!(install.wait().unwrap().success());
+}
+
 /// A directory of its own for each caller.
 pub fn scratch(name: &str) -> PathBuf {
     static COUNT: AtomicU32 = AtomicU32::new(0);
